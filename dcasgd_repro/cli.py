@@ -1,0 +1,250 @@
+"""The command line: ``dcasgd-repro {train, schedule, data, report}``.
+
+The sub-command is taken off ``sys.argv``; for train and schedule Hydra owns the rest. Nothing
+heavy is imported before it is needed, so that help answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dcasgd_repro import __version__
+from dcasgd_repro.errors import BadInput
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+CONF = Path(__file__).parent / "conf"
+if not CONF.exists():  # an editable install: conf/ stands beside the package
+    CONF = Path(__file__).parents[1] / "conf"
+
+HELP = """\
+dcasgd-repro: asynchronous SGD with delay compensation, simulated on one device
+
+usage: dcasgd-repro COMMAND [...]
+
+  train      run one experiment, or a sweep of them
+  schedule   draw a schedule of asynchronous workers: its delays, histogram and log
+  data       fetch, verify or find CIFAR-10
+  report     tables and figures from finished runs
+
+dcasgd-repro COMMAND --help says more. Start with
+
+  dcasgd-repro data fetch
+  dcasgd-repro train +exp=cifar_dc
+"""
+
+TRAIN_HELP = """\
+usage: dcasgd-repro train [+exp=NAME] [KEY=VALUE ...] [-m]
+
+  +exp=NAME     an experiment: {exp}
+  task=         {task}
+  rule=         {rule}
+  schedule=     {schedule}
+  scale=        {scale} (unset: paper with a CUDA device, else laptop;
+                smoke for a task other than cifar10)
+  KEY=VALUE     any key of the config: workers=4 rule.lam0=1 seed=3 epochs=2 device=cpu
+                run_dir=DIR augment=false lr.base=0.1 task.weight_decay=1e-4
+  -m            a sweep: seed=0,1,2 rule=asgd,dcasgd_a runs every combination
+  --cfg job     print the composed config and stop (--resolve fills it in)
+
+examples
+  dcasgd-repro train +exp=cifar_dc
+  dcasgd-repro train +exp=cifar_asgd workers=4 schedule=exponential seed=3
+  dcasgd-repro train task=synthetic rule=asgd workers=4 schedule=gamma epochs=2
+  dcasgd-repro train -m +exp=cifar_dc seed=0,1,2
+"""
+
+SCHEDULE_HELP = """\
+usage: dcasgd-repro schedule [schedule=NAME] [workers=M] [KEY=VALUE ...]
+
+  schedule=     {schedule}
+  KEY=VALUE     any key of the config: seed=1 schedule.compute.cv=0.5 scale=laptop
+                run_dir=DIR (where the log and the figure go)
+
+Prints the table of delays, the log's sha256 and its simulated duration; saves the log, the table
+and a histogram. The number of pushes is that of the scale (unset: paper).
+
+examples
+  dcasgd-repro schedule schedule=gamma workers=8
+  dcasgd-repro schedule schedule=file schedule.path=outputs/schedule/.../schedule.csv.gz workers=8
+"""
+
+
+DATA_HELP = "CIFAR-10: fetch it, verify it bit for bit, or say where it is looked for."
+REPORT_HELP = "The table of several finished runs, grouped over seeds; with --out also its figure."
+
+
+def main() -> None:
+    """Runs the command line and exits: 0 done, 2 bad input, 3 diverged, 130 interrupted."""
+    command, *rest = sys.argv[1:] or ["--help"]
+    try:
+        sys.exit(dispatch(command, rest))
+    except BadInput as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        print("\ndcasgd-repro: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+def dispatch(command: str, rest: list[str]) -> int:
+    if command in ("-h", "--help", "help"):
+        print(HELP, end="")
+    elif command == "--version":
+        print(__version__)
+    elif command in ("train", "schedule"):
+        if set(rest) & {"-h", "--help"}:
+            text = TRAIN_HELP if command == "train" else SCHEDULE_HELP
+            print(text.format(**{group: options(group) for group in groups()}), end="")
+        else:
+            return with_hydra(train if command == "train" else schedule, command, rest)
+    elif command == "data":
+        return data(rest)
+    elif command == "report":
+        return report(rest)
+    else:
+        fail(f"{command}: no such command; choose train, schedule, data or report")
+    return 0
+
+
+def fail(line: str) -> None:
+    print(f"dcasgd-repro: {line}", file=sys.stderr)
+    sys.exit(2)
+
+
+def groups() -> list[str]:
+    return sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name[0] != "_")
+
+
+def options(group: str) -> str:
+    return ", ".join(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
+
+
+def with_hydra(
+    job: Callable[[DictConfig, Sequence[str]], int], command: str, arguments: list[str]
+) -> int:
+    """Composes the config from ``arguments`` and runs ``job`` on it, once per point of a sweep.
+
+    Returns the worst exit code. A point that is refused is told, and the sweep goes on.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    argv = ["dcasgd-repro", command, *arguments]
+    codes = [0]
+
+    def once(cfg: DictConfig) -> None:
+        try:
+            refuse_unread(cfg, arguments)
+            codes.append(job(cfg, argv))
+        except BadInput as error:
+            print(f"dcasgd-repro: {error}", file=sys.stderr)
+            codes.append(2)
+
+    sys.argv = ["dcasgd-repro", *arguments, *default_scale(command, arguments)]
+    run = hydra.main("pkg://dcasgd_repro.conf", "config", version_base="1.3")(once)
+    try:
+        run()
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        if isinstance(error, BadInput):
+            raise
+        fail(" ".join(str(error).split()))
+    return max(codes)
+
+
+def default_scale(command: str, arguments: list[str]) -> list[str]:
+    """The scale to add where none is given; see the help."""
+    if any(a.startswith("scale=") for a in arguments):
+        return []
+    task = [a.split("=", 1)[1] for a in arguments if a.startswith("task=")]
+    if task and task[-1] != "cifar10":
+        return ["scale=smoke"]
+    if command == "schedule":  # answers without torch, and a longer log begins like a shorter one
+        return ["scale=paper"]
+    import torch
+
+    return ["scale=paper" if torch.cuda.is_available() else "scale=laptop"]
+
+
+def refuse_unread(cfg: DictConfig, arguments: list[str]) -> None:
+    """Refuses a key given for a part of the config that this task does not read."""
+    from omegaconf import OmegaConf
+
+    task = OmegaConf.to_yaml(cfg.task, resolve=False)
+    for argument in arguments:
+        key, _, value = argument.lstrip("+~").partition("=")
+        part = key.split(".")[0]
+        if part in ("model", "augment", "data", "test_images") and f"${{{part}" not in task:
+            raise BadInput(key, value, f"task {cfg.task._target_} reads no {part}; leave it out")
+
+
+def train(cfg: DictConfig, argv: Sequence[str]) -> int:
+    from dcasgd_repro import experiment, report
+
+    if not any(a.startswith("scale=") for a in argv) and cfg.scale in ("paper", "laptop"):
+        print(experiment.scale_line(cfg), flush=True)
+    path = experiment.run(cfg, argv)
+    print(report.one_run(path), flush=True)
+    status = report.summary_of(path)["status"]
+    if status == experiment.INTERRUPTED:
+        print(f"dcasgd-repro: interrupted; {path} holds what was done", file=sys.stderr)
+        sys.exit(130)
+    return 3 if status == experiment.DIVERGED else 0
+
+
+def schedule(cfg: DictConfig, argv: Sequence[str]) -> int:
+    from dcasgd_repro import report
+    from dcasgd_repro.config import build, length_of
+
+    log = build(cfg, "schedule").messages(length_of(cfg).pushes)
+    out = Path(cfg.run_dir or f"outputs/schedule/{log.sha256()[:8]}")
+    print(report.schedule(log, cfg.workers, out))
+    return 0
+
+
+def data(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser("dcasgd-repro data", description=DATA_HELP)
+    parser.add_argument("action", choices=("fetch", "verify", "path"))
+    parser.add_argument(
+        "root", nargs="?", metavar="data.root=DIR", help="instead of $DCASGD_DATA or the cache"
+    )
+    given = parser.parse_args(arguments)
+    root = given.root
+    if root is not None:
+        key, _, root = root.partition("=")
+        if key != "data.root" or not root:
+            raise BadInput(key, root, "the one key of this command is data.root=DIR")
+
+    from dcasgd_repro.data import fetch
+
+    if given.action == "fetch":
+        print(f"CIFAR-10 is complete and verified in {fetch.fetch(root)}")
+    elif given.action == "path":
+        print(fetch.home(root))
+    else:
+        for name, md5 in fetch.verify(root).items():
+            print(f"{md5}  {name}")
+        print("all six batches are the official ones")
+    return 0
+
+
+def report(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser("dcasgd-repro report", description=REPORT_HELP)
+    parser.add_argument("runs", nargs="+", type=Path, help="run directories, or folders of them")
+    parser.add_argument("--out", type=Path, help="where the table, the figure and the text go")
+    given = parser.parse_args(arguments)
+
+    from dcasgd_repro import report as reports
+
+    print(reports.comparison(given.runs, given.out))
+    return 0

@@ -1,0 +1,121 @@
+"""From a composed config to checked objects, with refusals in the words the user typed."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from dcasgd_repro.errors import BadInput
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long a run is: an epoch is ``pushes x batch / images``, whatever M is."""
+
+    images: int
+    batch: int
+    epochs: float
+
+    def __post_init__(self) -> None:
+        whole("images", self.images)
+        whole("batch", self.batch)
+        positive("epochs", self.epochs)
+
+    @property
+    def pushes(self) -> int:
+        """Gradients the server receives in all."""
+        return math.ceil(self.epochs * self.images / self.batch - 1e-9)
+
+    def epoch(self, pushes: int) -> float:
+        """Epochs passed after so many pushes."""
+        return pushes * self.batch / self.images
+
+    def ends(self, push: int, every: float) -> bool:
+        """Whether a multiple of ``every`` epochs, or the run, ends with this push."""
+        done = math.floor(self.epoch(push) / every + 1e-9)
+        return push == self.pushes or done > math.floor(self.epoch(push - 1) / every + 1e-9)
+
+
+def length_of(cfg: DictConfig) -> Length:
+    """The run's length, once the keys that belong to no group have been checked."""
+    for key in ("workers", "log_every"):
+        whole(key, cfg[key])
+    for key in ("initial", "data", "schedule"):
+        value = cfg.seeds[key]
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
+            name = "seed" if value == cfg.seed else f"seeds.{key}"
+            raise BadInput(name, value, "give a whole number >= 0")
+    positive("eval_every", cfg.eval_every)
+    if not isinstance(cfg.augment, bool):
+        raise BadInput("augment", cfg.augment, "choose true or false")
+    return Length(cfg.images, cfg.batch, cfg.epochs)
+
+
+def whole(key: str, value: Any) -> int:
+    """Refuses anything but a whole number >= 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise BadInput(key, value, "give a whole number >= 1")
+    return value
+
+
+def positive(key: str, value: Any) -> float:
+    """Refuses anything but a finite number > 0."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (number and 0 < value < math.inf):
+        raise BadInput(key, value, "give a finite number > 0")
+    return float(value)
+
+
+def build(cfg: DictConfig, group: str) -> Any:
+    """The object a group of the config describes; a refusal names the key as the user types it."""
+    try:
+        return instantiate(cfg[group])
+    except InstantiationException as error:
+        at = re.search(r"full_key: (\S+)", str(error))
+        where = at.group(1) if at else group
+        if isinstance(error.__cause__, BadInput):
+            raise named(cfg, where, error.__cause__) from None
+        raise BadInput(where, "(as composed)", str(error.__cause__ or error)) from None
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or group
+        raise BadInput(key, "???", str(error).splitlines()[0]) from None
+
+
+def named(cfg: DictConfig, where: str, error: BadInput) -> BadInput:
+    """The refusal under its full key, or under the key that one was filled in from."""
+    raw = OmegaConf.to_container(cfg, resolve=False)
+
+    def at(path: str) -> Any:
+        node: Any = raw
+        for part in path.split("."):
+            node = node.get(part) if isinstance(node, dict) else None
+        return node
+
+    key = f"{where}.{error.key}"
+    while (link := re.fullmatch(r"\$\{([\w.]+)\}", str(at(key)))) is not None:
+        key = link.group(1)
+    return error if at(key) is None else BadInput(key, error.value, error.remedy)
+
+
+def task_name(cfg: DictConfig) -> str:
+    """cifar10, synthetic or quadratic."""
+    target = OmegaConf.select(cfg, "task.data._target_") or cfg.task._target_
+    return str(target).rsplit(".", 1)[-1].lower()
+
+
+def config_hash(cfg: DictConfig) -> str:
+    """sha256 of the resolved config, less the keys that name places, not numbers."""
+    content = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(content, dict)
+    for key in ("run_dir", "exp", "scale", "data"):
+        content.pop(key)
+    content["task"].get("data", {}).pop("root", None)
+    return hashlib.sha256(OmegaConf.to_yaml(content, sort_keys=True).encode()).hexdigest()

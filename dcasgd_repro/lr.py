@@ -1,0 +1,40 @@
+"""Learning rates, as functions of epochs passed (an epoch is pushes x batch / images)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from dcasgd_repro.errors import BadInput
+
+
+@dataclass(frozen=True)
+class Step:
+    """``base * factor^(milestones passed)``, after a linear warm-up from ``start * base``.
+
+    The paper's CIFAR-10 runs: base 0.5, factor 0.1 at epochs 80 and 120, no warm-up. With
+    ``warmup`` epochs the rate grows linearly from ``start * base`` (1/M is usual) to ``base``.
+    """
+
+    base: float
+    milestones: Sequence[float] = field(default_factory=tuple)
+    factor: float = 0.1
+    warmup: float = 0.0
+    start: float = 0.0
+
+    def __post_init__(self) -> None:
+        for key in ("base", "factor", "warmup", "start"):
+            value = getattr(self, key)
+            real = isinstance(value, int | float) and not isinstance(value, bool)
+            if not real or not math.isfinite(value) or value < 0:
+                raise BadInput(key, value, "give a finite number >= 0")
+        for value in self.milestones:
+            if not isinstance(value, int | float) or isinstance(value, bool) or not value >= 0:
+                raise BadInput("milestones", list(self.milestones), "give epochs >= 0: [80,120]")
+
+    def __call__(self, epoch: float) -> float:
+        rate = self.base * self.factor ** sum(epoch >= m for m in self.milestones)
+        if epoch < self.warmup:
+            rate *= self.start + (1 - self.start) * epoch / self.warmup
+        return rate

@@ -1,0 +1,146 @@
+"""The paper's networks: ResNets for 32x32 images, and torchvision's ResNet-50."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dcasgd_repro.errors import BadInput
+
+
+def resnet(depth: int = 20, width: int = 16, classes: int = 10, norm: str = "batch") -> nn.Module:
+    """ResNet for 32x32 images, [N, 3, 32, 32] -> logits [N, classes], depth = 6n + 2.
+
+    A 3x3 convolution, three stages of n two-convolution blocks with ``width``, 2 ``width`` and 4
+    ``width`` channels (the second and third stage halve the image), global average pooling, one
+    linear layer. Shortcuts are parameter-free (option A).
+
+    Initial weights are drawn from torch's global generator: convolutions He-normal with fan-out,
+    N(0, 2 / (9 * channels out)); the linear layer torch's default with a zero bias. Seed it first.
+
+    ``norm="none"`` leaves BatchNorm out, so that samples do not see each other and the mean of M
+    gradients is the gradient of the joined batch. Convolutions then have a (zero) bias, and the
+    last one of each block is scaled by 1 / sqrt(3n): the expected square of an activation grows at
+    most by a factor e over all blocks, instead of 2^(3n).
+
+    Raises ``BadInput``. Source: He et al. 2016 (arXiv 1512.03385), section 4.2; initial weights as
+    in He et al. 2015 (arXiv 1502.01852), eq. 15.
+    """
+    return ResNet(depth, width, classes, norm).build()
+
+
+def resnet50(classes: int = 1000) -> nn.Module:
+    """Torchvision's ResNet-50 without trained weights, [N, 3, H, W] -> logits [N, classes].
+
+    Initial weights are drawn from torch's global generator. Raises ``BadInput``.
+    """
+    return ResNet50(classes).build()
+
+
+@dataclass(frozen=True)
+class ResNet:
+    """Configuration of :func:`resnet`; refuses what it cannot build."""
+
+    depth: int = 20
+    width: int = 16
+    classes: int = 10
+    norm: str = "batch"
+
+    def __post_init__(self) -> None:
+        if not _at_least(8, self.depth) or self.depth % 6 != 2:
+            raise BadInput("depth", self.depth, "give 6n + 2 with n >= 1: 8, 20, 32, 44, 56, 110")
+        if not _at_least(1, self.width):
+            raise BadInput("width", self.width, "give the first stage's channels, an integer >= 1")
+        _check_classes(self.classes)
+        if self.norm not in ("batch", "none"):
+            raise BadInput("norm", self.norm, "give one of batch, none")
+
+    def build(self) -> nn.Module:
+        return _SmallResNet(self)
+
+
+@dataclass(frozen=True)
+class ResNet50:
+    """Configuration of :func:`resnet50`; refuses what it cannot build."""
+
+    classes: int = 1000
+
+    def __post_init__(self) -> None:
+        _check_classes(self.classes)
+
+    def build(self) -> nn.Module:
+        from torchvision import models  # slow to import, and only ImageNet needs it
+
+        return models.resnet50(weights=None, num_classes=self.classes)
+
+
+class _Block(nn.Module):
+    """relu(shortcut(x) + norm(conv(relu(norm(conv(x)))))), [N, C, H, W] -> [N, C', H/s, W/s]."""
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int, norm: str) -> None:
+        super().__init__()
+        self.stride, self.added_channels = stride, channels_out - channels_in
+        self.conv1 = _conv(channels_in, channels_out, stride, norm)
+        self.norm1 = _norm(channels_out, norm)
+        self.conv2 = _conv(channels_out, channels_out, 1, norm)
+        self.norm2 = _norm(channels_out, norm)
+
+    def shortcut(self, x: Tensor) -> Tensor:
+        """Option A: every stride-th pixel; zeros for the added channels, after the others."""
+        if self.stride == 1:
+            return x
+        strided = x[:, :, :: self.stride, :: self.stride]
+        return F.pad(strided, (0, 0, 0, 0, 0, self.added_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm1(self.conv1(x)))
+        return F.relu(self.shortcut(x) + self.norm2(self.conv2(y)))
+
+
+class _SmallResNet(nn.Module):
+    def __init__(self, config: ResNet) -> None:
+        super().__init__()
+        self.conv = _conv(3, config.width, 1, config.norm)
+        self.norm = _norm(config.width, config.norm)
+        n, channels, blocks = (config.depth - 2) // 6, config.width, []
+        for stage in range(3):
+            for i in range(n):
+                halves = stage > 0 and i == 0
+                channels_in = channels // 2 if halves else channels
+                blocks.append(_Block(channels_in, channels, 2 if halves else 1, config.norm))
+            channels *= 2
+        self.blocks = nn.Sequential(*blocks)
+        self.linear = nn.Linear(4 * config.width, config.classes)
+        nn.init.zeros_(self.linear.bias)
+        if config.norm == "none":
+            for block in blocks:
+                block.conv2.weight.data.mul_(len(blocks) ** -0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.conv(x)))
+        return self.linear(self.blocks(x).mean(dim=(2, 3)))
+
+
+def _conv(channels_in: int, channels_out: int, stride: int, norm: str) -> nn.Conv2d:
+    # BatchNorm has its own shift, which makes a bias before it idle.
+    bias = norm == "none"
+    conv = nn.Conv2d(channels_in, channels_out, 3, stride=stride, padding=1, bias=bias)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+    return conv
+
+
+def _norm(channels: int, norm: str) -> nn.Module:
+    return nn.BatchNorm2d(channels) if norm == "batch" else nn.Identity()
+
+
+def _at_least(lowest: int, value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= lowest
+
+
+def _check_classes(classes: object) -> None:
+    if not _at_least(2, classes):
+        raise BadInput("classes", classes, "give the number of classes, an integer >= 2")

@@ -1,0 +1,81 @@
+"""ASGD and SSGD: plain gradients, one at a time or M together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dcasgd_repro.errors import BadInput
+from dcasgd_repro.rules.rule import (
+    Arrival,
+    Direction,
+    Rule,
+    check_momentum,
+    heavy_ball,
+    start_velocity,
+)
+
+
+@dataclass(frozen=True)
+class ASGD(Rule):
+    """Asynchronous SGD, ``w_{t+1} = w_t - eta g_m``; with one worker it is SGD.
+
+    ``momentum`` (mu, default 0): ``v = mu v + g``, ``w -= eta v``, with one v on the server.
+    """
+
+    name = "asgd"
+
+    momentum: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_momentum(self.momentum)
+
+    def init(self, w: Tensor, workers: int) -> Tensor | None:
+        return start_velocity(self.momentum, w)
+
+    def direction(self, arrival: Arrival, state: Tensor | None) -> Direction:
+        return Direction(*heavy_ball(self.momentum, arrival.grad, state))
+
+
+class Gathered(NamedTuple):
+    """The gradients received since the last step."""
+
+    workers: int  # M, how many make a step
+    count: int  # how many are here
+    total: Tensor  # their sum [P]
+    velocity: Tensor | None
+
+
+@dataclass(frozen=True)
+class SSGD(Rule):
+    """Synchronous SGD, ``w_{t+1} = w_t - eta (1/M) sum_m g_m(w_t)``: M pushes make one step.
+
+    On a barrier schedule this is SSGD; on an asynchronous one it is buffered ASGD.
+    The learning rate is not scaled with M; ``reduction="sum"`` is the variant that is (a step M
+    times larger). ``momentum`` as in ASGD, on the averaged gradient.
+    """
+
+    name = "ssgd"
+
+    momentum: float = 0.0
+    reduction: str = "mean"
+
+    def __post_init__(self) -> None:
+        check_momentum(self.momentum)
+        if self.reduction not in ("mean", "sum"):
+            raise BadInput("reduction", self.reduction, "choose mean or sum")
+
+    def init(self, w: Tensor, workers: int) -> Gathered:
+        return Gathered(workers, 0, torch.zeros_like(w), start_velocity(self.momentum, w))
+
+    def direction(self, arrival: Arrival, state: Gathered) -> Direction:
+        workers, count, total, velocity = state
+        total = total + arrival.grad
+        if count + 1 < workers:
+            return Direction(None, Gathered(workers, count + 1, total, velocity))
+        g = total / workers if self.reduction == "mean" else total
+        step, velocity = heavy_ball(self.momentum, g, velocity)
+        return Direction(step, Gathered(workers, 0, torch.zeros_like(g), velocity))

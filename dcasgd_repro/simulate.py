@@ -1,0 +1,124 @@
+"""The paper's Algorithms 1 and 2: what a worker does, what the server does, and their replay.
+
+A schedule says in which order the workers' messages reach the server; ``simulate`` replays it on
+one device. Vectors are never written in place, so ``w_bak(m) <- w_t`` is a reference: no copies,
+and nothing a later step does can reach a backup.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from dcasgd_repro.errors import BadInput
+from dcasgd_repro.rules import Arrival, Rule
+from dcasgd_repro.schedule import Message
+
+
+class Task(Protocol):
+    """A loss over one flat parameter vector w [P]."""
+
+    def batch(self, worker: int, k: int) -> Any:
+        """Mini-batch k (from 0) of a worker: a function of (seed, worker, k) alone."""
+
+    def gradient(self, w: Tensor, batch: Any) -> tuple[Tensor, Tensor]:
+        """The batch's mean loss at w (a scalar) and its gradient [P]."""
+
+
+class Step(NamedTuple):
+    """One push, as the server saw it. Tensors are scalars, left on the device."""
+
+    push: int  # gradients received, this one included
+    update: int  # t, how often w has moved, this push included
+    clock_s: float  # simulated seconds
+    worker: int
+    delay: int  # tau, server updates between the worker's pull and this push
+    lr: float
+    loss: Tensor  # of the mini-batch, at the vector the worker computed at
+    dc_ratio: Tensor  # ||correction|| / ||g||, of what was applied, float64
+    gap_norm: Tensor  # ||w_t - w_bak(m)||, float64
+
+
+class Server:
+    """The parameter server of Algorithm 2: w, one backup per worker, the rule and its state.
+
+    ``backup`` says when w_bak(m) is written: "pull" (default, the paper: the vector sent to the
+    worker) or "push" (the authors' released code: w after the worker's own push; until its first
+    push, w_0). They differ where other pushes arrive between a worker's push and its next pull.
+    """
+
+    def __init__(self, rule: Rule, w: Tensor, workers: int, backup: str = "pull") -> None:
+        if backup not in ("pull", "push"):
+            raise BadInput("backup", backup, "choose pull or push")
+        self.rule, self.w, self.backup = rule, w, backup
+        self.state = rule.init(w, workers)
+        self.t = 0  # updates of w
+        self.pushes = 0  # gradients received
+        self.w_bak = [w] * workers
+        self.sent = [w] * workers  # what each worker computes at
+        self.sent_at = [0] * workers  # the t at which it was sent
+        self.batches = [0] * workers  # mini-batches each worker has used
+
+    def receive_pull(self, m: int) -> None:
+        """Worker m asks for the model: ``w_bak(m) <- w_t``, and it is sent."""
+        self.sent[m] = self.rule.sends(self.w, self.state, m)
+        self.sent_at[m] = self.t
+        if self.backup == "pull":
+            self.w_bak[m] = self.sent[m]
+
+    def receive_gradient(self, m: int, g: Tensor, lr: float) -> tuple[int, Tensor, Tensor]:
+        """Gradient g_m arrives: ``w_{t+1} <- w_t - eta * direction``.
+
+        Returns (delay, dc_ratio, gap_norm), see Step.
+        """
+        arrival = Arrival(g, self.w, self.w_bak[m], m, self.t - self.sent_at[m], lr)
+        step, self.state, correction = self.rule.direction(arrival, self.state)
+        if step is not None:
+            self.w = torch.add(self.w, step, alpha=-lr)
+            self.t += 1
+        self.pushes += 1
+        self.batches[m] += 1
+        if self.backup == "push":
+            self.w_bak[m] = self.w
+        return arrival.delay, ratio(correction, g), norm(arrival.drift)
+
+
+def worker(task: Task, server: Server, m: int) -> tuple[Tensor, Tensor]:
+    """Algorithm 1: worker m's loss and gradient on its next mini-batch, at the vector it pulled."""
+    return task.gradient(server.sent[m], task.batch(m, server.batches[m]))
+
+
+def simulate(
+    task: Task, server: Server, messages: Iterable[Message], lr: Callable[[int], float]
+) -> Iterator[Step]:
+    """Replays a message log against a task; yields one Step per push.
+
+    ``lr`` maps the number of gradients received so far to the learning rate of the next one. The
+    generator can be left at any Step: the server then holds the state after that push.
+    """
+    for clock, kind, m in messages:
+        if kind == "pull":
+            server.receive_pull(m)
+        else:
+            eta = lr(server.pushes)
+            loss, g = worker(task, server, m)
+            delay, dc_ratio, gap_norm = server.receive_gradient(m, g, eta)
+            yield Step(
+                server.pushes, server.t, clock, m, delay, eta, loss, dc_ratio, gap_norm
+            )
+
+
+def norm(x: Tensor) -> Tensor:
+    """Euclidean norm, summed in float64 so that a tiny correction does not vanish."""
+    return torch.linalg.vector_norm(x, dtype=torch.float64)
+
+
+def ratio(correction: Tensor | None, g: Tensor) -> Tensor:
+    """``||correction|| / ||g||``; zero exactly when the correction is."""
+    if correction is None:
+        return torch.zeros((), dtype=torch.float64, device=g.device)
+    size = norm(correction)
+    return torch.where(size == 0, size, size / norm(g))

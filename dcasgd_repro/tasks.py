@@ -1,0 +1,190 @@
+"""Tasks: a parameter vector and a mini-batch in, a loss and a gradient vector out.
+
+Only this module knows that w [P] has parts with shapes. A task has
+
+    initial(seed) -> w          the initial vector [P], from its own random stream
+    batch(worker, k) -> Batch   mini-batch k of a worker, a function of (seed, worker, k)
+    gradient(w, batch)          (mean loss, its gradient [P]); pure in w
+    evaluate(w) -> dict         measurements of w, a function of w alone
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from dcasgd_repro.data.images import Batch, Images
+from dcasgd_repro.errors import BadInput
+
+
+@dataclass(frozen=True)
+class Quadratic:
+    """``f(w) = 1/2 sum_i h_i w_i^2``, whose every trajectory has a closed form.
+
+    ``curvature``  h, its entries; w has as many
+    ``start``      every entry of w_0
+    ``noise``      standard deviation of Gaussian noise on each gradient entry, drawn from
+                   (seed, worker, k)
+    """
+
+    curvature: Sequence[float] = (1.0, 0.1)
+    start: float = 1.0
+    noise: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.curvature or not all(np.isfinite(h) for h in self.curvature):
+            raise BadInput("curvature", self.curvature, "give a list of finite numbers: [1.0,0.1]")
+        if not self.noise >= 0:
+            raise BadInput("noise", self.noise, "give a number >= 0")
+
+    def on(self, device: torch.device, dtype: torch.dtype = torch.float64) -> QuadraticTask:
+        """The task on a device, in float64 unless told otherwise."""
+        return QuadraticTask(self, device, dtype)
+
+
+class QuadraticTask:
+    """``Quadratic`` on a device; see there."""
+
+    def __init__(self, conf: Quadratic, device: torch.device, dtype: torch.dtype) -> None:
+        self.conf = conf
+        self.md5: dict[str, str] = {}
+        self.h = torch.tensor(list(conf.curvature), dtype=dtype, device=device)
+
+    def initial(self, seed: int) -> Tensor:
+        return torch.full_like(self.h, self.conf.start)
+
+    def batch(self, worker: int, k: int) -> Tensor:
+        """The gradient's noise [P]."""
+        if not self.conf.noise:
+            return torch.zeros_like(self.h)
+        draws = np.random.default_rng([self.conf.seed, worker, k]).standard_normal(len(self.h))
+        return torch.as_tensor(self.conf.noise * draws).to(self.h)
+
+    def gradient(self, w: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
+        return 0.5 * torch.sum(self.h * w * w), self.h * w + batch
+
+    def evaluate(self, w: Tensor) -> dict[str, float]:
+        return {"test_loss": 0.5 * torch.sum(self.h * w * w).item()}
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Cross-entropy of a network on labelled images, plus ``weight_decay / 2 ||w||^2``.
+
+    ``model``          a leaf whose ``build()`` makes the network
+    ``data``           a leaf whose ``load(device, dtype)`` gives ``Images``
+    ``weight_decay``   belongs to the loss: its gradient is taken where the loss's is, at w_bak
+    ``stats_images``   how many training images BatchNorm's statistics are recomputed from
+    ``train_images``   how many training images ``train_error`` is measured on
+    """
+
+    model: Any
+    data: Any
+    weight_decay: float = 0.0
+    stats_images: int = 2000
+    train_images: int = 2000
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.weight_decay, int | float) and 0 <= self.weight_decay < np.inf):
+            raise BadInput("weight_decay", self.weight_decay, "give a finite number >= 0")
+        for key in ("stats_images", "train_images"):
+            value = getattr(self, key)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise BadInput(key, value, "give a whole number >= 1")
+
+    def on(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Classifier:
+        """The task on a device, its data loaded and verified."""
+        return Classifier(self, self.data.load(device, dtype), device, dtype)
+
+
+class Classifier:
+    """``Classification`` on a device.
+
+    Training uses each mini-batch's own BatchNorm statistics. ``evaluate`` recomputes them from a
+    fixed pass over un-augmented training images, which makes it a function of w alone. The paper
+    does not say what its server did; this is our choice.
+    """
+
+    def __init__(
+        self, conf: Classification, images: Images, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.conf, self.images = conf, images
+        self.md5 = images.md5
+        self.device, self.dtype = device, dtype
+        self.module = self._network(seed=0)
+        self.evaluated = copy.deepcopy(self.module)
+        for norm in _batch_norms(self.module):
+            norm.track_running_stats = False  # training needs none, so it keeps none
+        for norm in _batch_norms(self.evaluated):
+            norm.momentum = None  # a plain average over the fixed pass
+        self.names = [name for name, _ in self.module.named_parameters()]
+        self.shapes = [p.shape for p in self.module.parameters()]
+        self.sizes = [p.numel() for p in self.module.parameters()]
+
+    def initial(self, seed: int) -> Tensor:
+        """w_0 [P] as the network's own initialisation draws it on the CPU from ``seed``."""
+        return torch.cat([p.detach().reshape(-1) for p in self._network(seed).parameters()])
+
+    def batch(self, worker: int, k: int) -> Batch:
+        return self.images.batch(worker, k)
+
+    def gradient(self, w: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Mean loss over the batch, weight decay included, and its gradient [P] at w [P]."""
+        parameters = [p.detach().requires_grad_() for p in self._parts(w)]
+        named = dict(zip(self.names, parameters, strict=True))
+        loss = F.cross_entropy(functional_call(self.module, named, batch.images), batch.labels)
+        grads = torch.autograd.grad(loss, parameters)
+        loss, g = loss.detach(), torch.cat([part.reshape(-1) for part in grads])
+        if self.conf.weight_decay:
+            loss = loss + self.conf.weight_decay / 2 * torch.dot(w, w)
+            g = torch.add(g, w, alpha=self.conf.weight_decay)
+        return loss, g
+
+    @torch.no_grad()
+    def evaluate(self, w: Tensor) -> dict[str, float]:
+        """Error rates in [0, 1] and mean cross-entropy at w, on un-augmented images."""
+        for parameter, part in zip(self.evaluated.parameters(), self._parts(w), strict=True):
+            parameter.copy_(part)
+        self.evaluated.train()
+        for norm in _batch_norms(self.evaluated):
+            norm.reset_running_stats()
+        for images, _ in self.images.train_chunks(min(self.conf.stats_images, self.images.size)):
+            self.evaluated(images)
+        self.evaluated.eval()
+        test_error, test_loss = self._measure(self.images.test_chunks())
+        train_error, _ = self._measure(
+            self.images.train_chunks(min(self.conf.train_images, self.images.size))
+        )
+        return {"test_error": test_error, "test_loss": test_loss, "train_error": train_error}
+
+    def _measure(self, chunks: Any) -> tuple[float, float]:
+        wrong, loss, count = 0, 0.0, 0
+        for images, labels in chunks:
+            logits = self.evaluated(images)
+            wrong += int((logits.argmax(1) != labels).sum())
+            loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+            count += len(labels)
+        return wrong / count, loss / count
+
+    def _parts(self, w: Tensor) -> list[Tensor]:
+        parts = w.split(self.sizes)
+        return [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
+
+    def _network(self, seed: int) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            module: nn.Module = self.conf.model.build()
+        return module.to(device=self.device, dtype=self.dtype)
+
+
+def _batch_norms(module: nn.Module) -> list[nn.BatchNorm2d]:
+    return [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
