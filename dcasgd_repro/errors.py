@@ -15,6 +15,6 @@ class BadInput(ValueError):
         super().__init__(f"{key}={value!s}: {remedy}")
         self.key, self.value, self.remedy = key, value, remedy
 
-    def under(self, prefix: str) -> BadInput:
-        """The same refusal with its key named from the root of the config (``rule.lam0``)."""
-        return BadInput(f"{prefix}.{self.key}", self.value, self.remedy)
+    def __reduce__(self) -> tuple[type[BadInput], tuple[str, object, str]]:
+        # Exceptions are pickled by their message alone, which is not what __init__ takes.
+        return BadInput, (self.key, self.value, self.remedy)

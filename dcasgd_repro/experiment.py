@@ -201,7 +201,7 @@ def scale_line(cfg: DictConfig) -> str:
     found = "a CUDA device" if device.type == "cuda" else "no CUDA device"
     return (
         f"no scale given and {found}: scale={cfg.scale}. The paper's run (scale=paper) would take "
-        f"about {hours:.1f} h here ({1000 * seconds:.0f} ms for a ResNet-20 gradient, just measured)"
+        f"about {hours:.1f} h here ({1000 * seconds:.0f} ms a ResNet-20 gradient, just measured)"
     )
 
 

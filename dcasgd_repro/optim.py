@@ -1,13 +1,14 @@
 """Update rules as ``torch.optim.Optimizer``: the maths as a free function, the class as its shell.
 
-Here, Apache MXNet's ``DCASGD``. It is NOT the paper's rule: see the class.
+``DCASGD`` is Apache MXNet's optimizer, which is NOT the paper's rule: see there. ``RuleOptimizer``
+puts any rule of this package, the paper's among them, behind torch's interface.
 """
 
 from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, overload
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from dcasgd_repro.errors import BadInput
+from dcasgd_repro.rules import Arrival, Rule
 
 _NOT_NEGATIVE = ("lr", "momentum", "lamda", "weight_decay")
 _OPTIONS = (*_NOT_NEGATIVE, "clip_gradient", "rescale_grad", "semantics")
@@ -70,7 +72,7 @@ class DCASGD(torch.optim.Optimizer):
     - ``lr``: learning rate, a float >= 0. Inside the momentum buffer, unlike in torch's SGD: after
       a drop of lr the old steps still act at the old rate.
     - ``momentum``: >= 0; 0 keeps no buffer.
-    - ``lamda``: lambda_0 >= 0 (MXNet's spelling), per squared unit of the gradient as rescaled.
+    - ``lamda``: lambda_0 >= 0 (MXNet's spelling); it meets the square of the rescaled gradient.
     - ``weight_decay``: >= 0; MXNet's ``wd``.
     - ``clip_gradient``: bound >= 0 on each entry of the rescaled gradient; None is off, 0 is on.
     - ``rescale_grad``: finite factor on the gradient, before the clip (MXNet: 1 / batch size).
@@ -148,6 +150,85 @@ class DCASGD(torch.optim.Optimizer):
                 self.state[p] = state
                 p.add_(mom)
         return loss
+
+
+class RuleOptimizer(torch.optim.Optimizer):
+    """A rule over a model's parameters: w <- w - lr * direction(g, w, w_bak), for your own loop.
+
+    The paper's server holds the model; each worker's gradient arrives with the backup that it was
+    computed at, and you keep the backups::
+
+        server = RuleOptimizer(model.parameters(), DCASGDa(lam0=2.0), lr=0.5, workers=8)
+        backup[m] = server.pull()           # worker m pulls: w_bak(m) <- w_t
+        ...                                 # put its gradient at backup[m] into each p.grad
+        server.step(backup[m], worker=m)    # it arrives
+
+    ``rule`` is any ``dcasgd_repro.rules.Rule``; ``lr`` may differ between groups and follow a
+    torch scheduler; ``workers`` is M. Momentum is the rule's, weight decay belongs to your loss.
+    State per parameter: ``rule``, what the rule keeps (MeanSquare, velocity).
+
+    A rule is element-wise, so this equals ``simulate`` on the flattened parameters bit for bit.
+
+    Raises ``BadInput`` for a bad ``lr`` or ``workers``, or a backup of another length, and
+    ``RuntimeError`` for a sparse gradient.
+    """
+
+    rule: Rule
+    workers: int
+
+    def __init__(self, params: ParamsT, rule: Rule, lr: float = 0.1, workers: int = 1) -> None:
+        if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
+            raise BadInput("workers", workers, "give a whole number >= 1")
+        if not (isinstance(lr, numbers.Real) and 0 <= lr < math.inf):
+            raise BadInput("lr", lr, "give a finite number >= 0")
+        self.rule, self.workers = rule, workers
+        super().__init__(params, {"lr": lr})
+
+    def __getstate__(self) -> dict[str, Any]:
+        # torch's own names only defaults, state and groups; a copy needs the rule too.
+        return {**super().__getstate__(), "rule": self.rule, "workers": self.workers}
+
+    def pull(self) -> list[Tensor]:
+        """A copy of the parameters, in order: what a worker computes at, and its backup."""
+        return [p.detach().clone() for group in self.param_groups for p in group["params"]]
+
+    @torch.no_grad()
+    def step(  # type: ignore[override]
+        self,
+        backup: Sequence[Tensor],
+        worker: int = 0,
+        delay: int = 0,
+        closure: Callable[[], float] | None = None,
+    ) -> float | None:
+        """One gradient arrives, taken at ``backup``; parameters without a gradient stay."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        pairs = [(group, p) for group in self.param_groups for p in group["params"]]
+        if len(backup) != len(pairs):
+            raise BadInput("backup", f"{len(backup)} tensors", f"give {len(pairs)}, as pull() does")
+        for (group, p), w_bak in zip(pairs, backup, strict=True):
+            if p.grad is None:
+                continue
+            if p.grad.layout != torch.strided:
+                raise RuntimeError("RuleOptimizer does not support sparse gradients")
+            state = self._unpacked(p)
+            arrival = Arrival(p.grad, p.detach(), w_bak, worker, delay, group["lr"])
+            direction, state, _ = self.rule.direction(arrival, state)
+            # Plain containers only: torch copies and casts them in load_state_dict.
+            self.state[p]["rule"] = state._asdict() if hasattr(state, "_asdict") else state
+            if direction is not None:
+                p.add_(direction, alpha=-group["lr"])
+        return loss
+
+    def _unpacked(self, p: Tensor) -> Any:
+        if "rule" not in self.state[p]:
+            return self.rule.init(p.detach(), self.workers)
+        packed = self.state[p]["rule"]
+        if not isinstance(packed, dict):
+            return packed
+        return type(self.rule.init(p.new_empty(0), self.workers))(**packed)
 
 
 def _check(options: Mapping[str, Any]) -> None:

@@ -1,11 +1,11 @@
 """A run directory: config, provenance, schedule, metrics, TensorBoard events and a summary.
 
-    config.yaml       the resolved configuration
-    provenance.json   argv, commit, versions, device, schedule and data identities, seeds
-    schedule.csv.gz   the message log that was replayed
-    metrics.csv       one row per logging interval, see COLUMNS
-    summary.json      written last, so a directory that has one with status "finished" is whole
-    tensorboard/      the same curves, the delay histogram and hparams, in one run
+config.yaml      the resolved configuration
+provenance.json  argv, commit, versions, device, schedule and data identities, seeds
+schedule.csv.gz  the message log that was replayed
+metrics.csv      one row per logging interval, see COLUMNS
+summary.json     written last: a directory whose summary has the status "finished" is whole
+tensorboard/     the same curves, the delay histogram and hparams, in one run
 """
 
 from __future__ import annotations

@@ -113,7 +113,11 @@ def comparison(places: Sequence[Path], out: Path | None) -> str:
 def tabulate(label: str, summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One row: mean and standard deviation (n - 1) over the finished runs, and how many failed."""
     done = [s for s in summaries if finished(s)]
-    line: dict[str, Any] = {"rule": label, "n": len(done), "not_finished": len(summaries) - len(done)}
+    line: dict[str, Any] = {
+        "rule": label,
+        "n": len(done),
+        "not_finished": len(summaries) - len(done),
+    }
     for key in ERRORS:
         values = [100 * s[key] for s in done if s[key] is not None]
         line[f"{key}_pct_mean"] = np.mean(values) if values else None
@@ -130,8 +134,8 @@ def markdown(table: pd.DataFrame) -> str:
     head += ["train error, final %", "mean delay", "dc_ratio", "simulated s"]
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
     for row in table.to_dict("records"):
-        count = f"{row['n']}" + f" (+{row['not_finished']} not finished)" * bool(row["not_finished"])
-        cells = [row["rule"], count]
+        lost = f" (+{row['not_finished']} not finished)" if row["not_finished"] else ""
+        cells = [row["rule"], f"{row['n']}{lost}"]
         for key in ERRORS:
             mean, std = row[f"{key}_pct_mean"], row[f"{key}_pct_std"]
             spread = f" ± {std:.2f}" if std is not None and not pd.isna(std) else ""

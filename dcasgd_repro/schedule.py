@@ -100,10 +100,11 @@ class Schedule:
         # offset that grows with the worker keeps it from passing to the next worker.
         offset = self.worker * np.int64(len(self) + 1)
         order = np.argsort(self.worker.astype(np.uint16), kind="stable")
-        version: NDArray[np.int64] = np.where(pull, received, 0) + offset
+        version = np.where(pull, received, 0) + offset
         version[order] = np.maximum.accumulate(version[order])
         version -= offset
-        return version[~pull]
+        reads: NDArray[np.int64] = version[~pull]
+        return reads
 
     def delays(self) -> NDArray[np.int64]:
         """tau_t = t - reads[t], int64[T]: pushes received between a push and its pull.
@@ -378,6 +379,7 @@ class Generated:
                 break
             until_s *= 1.2
         clock = np.concatenate(parts)
+        del parts  # as large as the log
         kind = np.concatenate([np.arange(n) % 2 == PUSH for n in counts])  # pull, push, ...
         worker = np.repeat(np.arange(self.workers, dtype=np.int32), counts)
         # Laid out worker by worker, a stable sort breaks ties by worker and then by sequence.

@@ -106,14 +106,13 @@ def simulate(
             eta = lr(server.pushes)
             loss, g = worker(task, server, m)
             delay, dc_ratio, gap_norm = server.receive_gradient(m, g, eta)
-            yield Step(
-                server.pushes, server.t, clock, m, delay, eta, loss, dc_ratio, gap_norm
-            )
+            yield Step(server.pushes, server.t, clock, m, delay, eta, loss, dc_ratio, gap_norm)
 
 
 def norm(x: Tensor) -> Tensor:
     """Euclidean norm, summed in float64 so that a tiny correction does not vanish."""
-    return torch.linalg.vector_norm(x, dtype=torch.float64)
+    size: Tensor = torch.linalg.vector_norm(x, dtype=torch.float64)
+    return size
 
 
 def ratio(correction: Tensor | None, g: Tensor) -> Tensor:

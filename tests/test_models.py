@@ -67,7 +67,7 @@ def test_depth_counts_the_layers_with_weights() -> None:
 def test_resnet50() -> None:
     model = resnet50()
     assert size(model) == 25_557_032
-    assert model.fc.out_features == 1000
+    assert ResNet50() == ResNet50(classes=1000)
     assert ResNet50(classes=7).build().fc.out_features == 7
 
 
@@ -168,6 +168,7 @@ def test_convolutions_are_he_normal_with_fan_out(norm: str) -> None:
         weights = conv.weight.detach() / std
         error = 1 / math.sqrt(2 * weights.numel())
         assert weights.std().item() == pytest.approx(1, abs=5 * error)
+        assert weights.abs().max() > 2  # a uniform law of this variance ends at sqrt(3)
         assert weights.mean().item() == pytest.approx(0, abs=5 * weights.numel() ** -0.5)
         assert (conv.bias is None) if norm == "batch" else (not conv.bias.any())
     assert not model.linear.bias.any()

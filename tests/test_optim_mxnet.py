@@ -504,7 +504,7 @@ def test_bad_hyper_parameters_are_refused(key: str, value: object) -> None:
 
 
 def test_a_bad_default_is_refused_even_where_every_group_overrides_it() -> None:
-    with pytest.raises(ValueError, match="^lr=-1: give "):
+    with pytest.raises(ValueError, match=r"^lr=-1: give "):
         DCASGD([{"params": [one(1.0)], "lr": 0.1}], lr=-1)
 
 

@@ -39,8 +39,8 @@ LAWS = {
 
 
 def from_yaml(name: str, workers: int, **changes: Any) -> Any:
-    tree = {"workers": workers, "seed": 1, "schedule": OmegaConf.load(CONF / f"{name}.yaml")}
-    config = OmegaConf.create(tree)
+    leaf = OmegaConf.load(CONF / f"{name}.yaml")
+    config = OmegaConf.create({"workers": workers, "seeds": {"schedule": 1}, "schedule": leaf})
     for key, value in changes.items():
         OmegaConf.update(config, f"schedule.{key}", value)
     try:

@@ -44,7 +44,7 @@ class Gathered(NamedTuple):
     """The gradients received since the last step."""
 
     workers: int  # M, how many make a step
-    count: int  # how many are here
+    here: int  # how many have come
     total: Tensor  # their sum [P]
     velocity: Tensor | None
 
@@ -72,10 +72,10 @@ class SSGD(Rule):
         return Gathered(workers, 0, torch.zeros_like(w), start_velocity(self.momentum, w))
 
     def direction(self, arrival: Arrival, state: Gathered) -> Direction:
-        workers, count, total, velocity = state
+        workers, here, total, velocity = state
         total = total + arrival.grad
-        if count + 1 < workers:
-            return Direction(None, Gathered(workers, count + 1, total, velocity))
+        if here + 1 < workers:
+            return Direction(None, Gathered(workers, here + 1, total, velocity))
         g = total / workers if self.reduction == "mean" else total
         step, velocity = heavy_ball(self.momentum, g, velocity)
         return Direction(step, Gathered(workers, 0, torch.zeros_like(g), velocity))

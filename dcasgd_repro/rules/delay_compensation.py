@@ -68,7 +68,7 @@ class Adaptive(NamedTuple):
     """MeanSquare vectors (one, or one per worker), how often each was updated, and the velocity."""
 
     mean_square: tuple[Tensor, ...]
-    count: tuple[int, ...]
+    updates: tuple[int, ...]
     velocity: Tensor | None
 
 
@@ -121,9 +121,9 @@ class DCASGDa(Rule):
         slot = arrival.worker if self.mean_square == "worker" else 0
         squares = g * g
 
-        count = state.count[slot] + 1
+        updates = state.updates[slot] + 1
         mean_square = self.decay * state.mean_square[slot] + (1 - self.decay) * squares
-        seen = 1 - self.decay**count if self.bias_correction else 1.0
+        seen = 1 - self.decay**updates if self.bias_correction else 1.0
         eps = self.eps / gradient_scale(self.gradient, self.batch) ** 2
 
         lam = self.lam0 / torch.sqrt(mean_square / seen + eps)
@@ -131,7 +131,7 @@ class DCASGDa(Rule):
         step, velocity = heavy_ball(self.momentum, g + correction, state.velocity)
         state = Adaptive(
             _replaced(state.mean_square, slot, mean_square),
-            _replaced(state.count, slot, count),
+            _replaced(state.updates, slot, updates),
             velocity,
         )
         return Direction(step, state, correction)

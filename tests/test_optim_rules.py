@@ -1,0 +1,152 @@
+"""RuleOptimizer: the paper's rules in a user's own loop, equal to simulate bit for bit."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from dcasgd_repro.errors import BadInput
+from dcasgd_repro.optim import RuleOptimizer
+from dcasgd_repro.rules import ASGD, SSGD, DCASGDa, DCASGDc, Rule
+from dcasgd_repro.schedule import Gamma, Generated
+from dcasgd_repro.simulate import Server, simulate
+
+RULES = [
+    ASGD(momentum=0.9),
+    SSGD(momentum=0.5),
+    DCASGDc(lam=1.0),
+    DCASGDa(),
+    DCASGDa(mean_square="worker", momentum=0.9, bias_correction=True),
+]
+LOG = Generated(workers=3, seed=1, compute=Gamma(mean_s=1.0, cv=0.5)).messages(60)
+each_rule = pytest.mark.parametrize("rule", RULES, ids=repr)
+
+
+def batch(worker: int, k: int) -> torch.Tensor:
+    draws = torch.Generator().manual_seed(100 * worker + k)
+    return torch.randn(6, 4, generator=draws, dtype=torch.float64)
+
+
+def loss_of(parts: list[torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    return F.mse_loss(torch.tanh(x @ parts[0]) @ parts[1], x[:, :1])
+
+
+def model() -> list[nn.Parameter]:
+    draws = torch.Generator().manual_seed(0)
+    shapes = (4, 3), (3, 1)
+    return [nn.Parameter(torch.randn(s, generator=draws, dtype=torch.float64)) for s in shapes]
+
+
+class Flat:
+    def batch(self, worker: int, k: int) -> torch.Tensor:
+        return batch(worker, k)
+
+    def gradient(self, w: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        parts = [w[:12].view(4, 3).requires_grad_(), w[12:].view(3, 1).requires_grad_()]
+        loss = loss_of(parts, x)
+        grads = torch.autograd.grad(loss, parts)
+        return loss.detach(), torch.cat([g.reshape(-1) for g in grads])
+
+
+def flat(parts: list[nn.Parameter]) -> torch.Tensor:
+    return torch.cat([p.detach().reshape(-1) for p in parts])
+
+
+def drive(server: RuleOptimizer, parts: list[nn.Parameter], log: object, at: dict, used: dict):
+    for _, kind, m in log:
+        if kind == "pull":
+            at[m] = server.pull()
+            continue
+        copies = [p.clone().requires_grad_() for p in at[m]]
+        grads = torch.autograd.grad(loss_of(copies, batch(m, used.get(m, 0))), copies)
+        used[m] = used.get(m, 0) + 1
+        for p, g in zip(parts, grads, strict=True):
+            p.grad = g
+        server.step(at[m], worker=m)
+
+
+@each_rule
+def test_equals_simulate_to_the_bit(rule: Rule) -> None:
+    parts = model()
+    server = Server(rule, flat(parts), 3)
+    for _ in simulate(Flat(), server, LOG, lambda t: 0.1):
+        pass
+    drive(RuleOptimizer(parts, rule, lr=0.1, workers=3), parts, LOG, {}, {})
+    assert torch.equal(flat(parts), server.w)
+    assert not torch.equal(flat(parts), flat(model()))
+
+
+@each_rule
+def test_state_dict_goes_on_to_the_same_bits(rule: Rule) -> None:
+    whole = model()
+    drive(RuleOptimizer(whole, rule, lr=0.1, workers=3), whole, LOG, {}, {})
+
+    parts, at, used = model(), {}, {}
+    first = RuleOptimizer(parts, rule, lr=0.1, workers=3)
+    drive(first, parts, LOG[:50], at, used)
+    saved = copy.deepcopy(first.state_dict())
+    second = RuleOptimizer(parts, rule, lr=0.3, workers=3)
+    second.load_state_dict(saved)
+    drive(second, parts, LOG[50:], at, used)
+    assert torch.equal(flat(parts), flat(whole))
+
+
+def test_the_callers_gradient_and_backup_are_left_alone_and_a_missing_one_is_skipped() -> None:
+    parts = model()
+    server = RuleOptimizer(parts, DCASGDa(), lr=0.1)
+    backup = server.pull()
+    kept = [b.clone() for b in backup]
+    parts[0].grad = torch.ones_like(parts[0])
+    server.step(backup)
+    assert torch.equal(parts[0].grad, torch.ones_like(parts[0]))
+    assert all(torch.equal(a, b) for a, b in zip(backup, kept, strict=True))
+    assert torch.equal(parts[1], kept[1])
+    assert torch.equal(parts[0], kept[0] - 0.1)
+
+
+def test_scheduler_and_closure() -> None:
+    parts = model()
+    server = RuleOptimizer(parts, ASGD(), lr=1.0)
+    scheduler = torch.optim.lr_scheduler.StepLR(server, 1, gamma=0.5)
+    start = parts[0].detach().clone()
+
+    def closure() -> float:
+        parts[0].grad = torch.ones_like(parts[0])
+        return 7.0
+
+    for _ in range(2):
+        assert server.step(server.pull(), closure=closure) == 7.0
+        scheduler.step()
+    torch.testing.assert_close(parts[0].detach(), start - 1.5, rtol=0, atol=1e-15)
+
+
+def test_a_deep_copy_is_a_whole_optimizer() -> None:
+    parts = model()
+    server = RuleOptimizer(parts, DCASGDa(), lr=0.1, workers=3)
+    twin = copy.deepcopy(server)
+    for optimizer in (server, twin):
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                p.grad = torch.ones_like(p)
+        optimizer.step(optimizer.pull())
+    theirs = [p for group in twin.param_groups for p in group["params"]]
+    assert all(torch.equal(a, b) and a is not b for a, b in zip(parts, theirs, strict=True))
+
+
+def test_refusals() -> None:
+    parts = model()
+    with pytest.raises(BadInput, match=r"^workers=0: "):
+        RuleOptimizer(parts, ASGD(), workers=0)
+    with pytest.raises(BadInput, match=r"^lr=nan: "):
+        RuleOptimizer(parts, ASGD(), lr=float("nan"))
+    server = RuleOptimizer(parts, ASGD())
+    with pytest.raises(BadInput, match=r"^backup=1 tensors: give 2"):
+        server.step(server.pull()[:1])
+    rows = torch.zeros(1, 3, dtype=torch.float64)
+    parts[0].grad = torch.sparse_coo_tensor(
+        torch.tensor([[1]]), rows, (4, 3), check_invariants=True
+    )
+    with pytest.raises(RuntimeError, match="sparse"):
+        server.step(server.pull())
