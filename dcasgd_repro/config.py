@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dcasgd_repro.errors import BadInput
+from dcasgd_repro.errors import BadInput, check_choice, check_number, check_whole
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Length:
     epochs: float
 
     def __post_init__(self) -> None:
-        whole("images", self.images)
-        whole("batch", self.batch)
-        positive("epochs", self.epochs)
+        check_whole("images", self.images)
+        check_whole("batch", self.batch)
+        check_number("epochs", self.epochs, above=True)
 
     @property
     def pushes(self) -> int:
@@ -47,31 +47,13 @@ class Length:
 def length_of(cfg: DictConfig) -> Length:
     """The run's length, once the keys that belong to no group have been checked."""
     for key in ("workers", "log_every"):
-        whole(key, cfg[key])
-    for key in ("initial", "data", "schedule"):
-        value = cfg.seeds[key]
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
-            name = "seed" if value == cfg.seed else f"seeds.{key}"
-            raise BadInput(name, value, "give a whole number >= 0")
-    positive("eval_every", cfg.eval_every)
-    if not isinstance(cfg.augment, bool):
-        raise BadInput("augment", cfg.augment, "choose true or false")
+        check_whole(key, cfg[key])
+    check_whole("seed", cfg.seed, 0)
+    for key, value in cfg.seeds.items():
+        check_whole(f"seeds.{key}", value, 0)
+    check_number("eval_every", cfg.eval_every, above=True)
+    check_choice("augment", cfg.augment, (True, False))
     return Length(cfg.images, cfg.batch, cfg.epochs)
-
-
-def whole(key: str, value: Any) -> int:
-    """Refuses anything but a whole number >= 1."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise BadInput(key, value, "give a whole number >= 1")
-    return value
-
-
-def positive(key: str, value: Any) -> float:
-    """Refuses anything but a finite number > 0."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (number and 0 < value < math.inf):
-        raise BadInput(key, value, "give a finite number > 0")
-    return float(value)
 
 
 def build(cfg: DictConfig, group: str) -> Any:

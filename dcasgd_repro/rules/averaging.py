@@ -8,12 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dcasgd_repro.errors import BadInput
+from dcasgd_repro.errors import check_choice, check_number
 from dcasgd_repro.rules.rule import (
     Arrival,
     Direction,
     Rule,
-    check_momentum,
     heavy_ball,
     start_velocity,
 )
@@ -31,7 +30,7 @@ class ASGD(Rule):
     momentum: float = 0.0
 
     def __post_init__(self) -> None:
-        check_momentum(self.momentum)
+        check_number("momentum", self.momentum, 0, 1)
 
     def init(self, w: Tensor, workers: int) -> Tensor | None:
         return start_velocity(self.momentum, w)
@@ -64,9 +63,8 @@ class SSGD(Rule):
     reduction: str = "mean"
 
     def __post_init__(self) -> None:
-        check_momentum(self.momentum)
-        if self.reduction not in ("mean", "sum"):
-            raise BadInput("reduction", self.reduction, "choose mean or sum")
+        check_number("momentum", self.momentum, 0, 1)
+        check_choice("reduction", self.reduction, ("mean", "sum"))
 
     def init(self, w: Tensor, workers: int) -> Gathered:
         return Gathered(workers, 0, torch.zeros_like(w), start_velocity(self.momentum, w))

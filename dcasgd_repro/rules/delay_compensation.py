@@ -21,13 +21,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dcasgd_repro.errors import BadInput
+from dcasgd_repro.errors import check_choice, check_number, check_whole
 from dcasgd_repro.rules.rule import (
     Arrival,
     Direction,
     Rule,
-    check_momentum,
-    check_number,
     heavy_ball,
     start_velocity,
 )
@@ -49,8 +47,8 @@ class DCASGDc(Rule):
     batch: int = 1
 
     def __post_init__(self) -> None:
-        check_number("lam", self.lam, "give a finite number >= 0", lambda x: x >= 0)
-        check_momentum(self.momentum)
+        check_number("lam", self.lam)
+        check_number("momentum", self.momentum, 0, 1)
         check_gradient_scale(self.gradient, self.batch)
 
     def init(self, w: Tensor, workers: int) -> Tensor | None:
@@ -101,14 +99,12 @@ class DCASGDa(Rule):
     batch: int = 1
 
     def __post_init__(self) -> None:
-        check_number("lam0", self.lam0, "give a finite number >= 0", lambda x: x >= 0)
-        check_number("decay", self.decay, "give a number in [0, 1)", lambda x: 0 <= x < 1)
-        check_number("eps", self.eps, "give a number > 0", lambda x: x > 0)
-        if self.mean_square not in ("shared", "worker"):
-            raise BadInput("mean_square", self.mean_square, "choose shared or worker")
-        if not isinstance(self.bias_correction, bool):
-            raise BadInput("bias_correction", self.bias_correction, "choose true or false")
-        check_momentum(self.momentum)
+        check_number("lam0", self.lam0)
+        check_number("decay", self.decay, 0, 1)
+        check_number("eps", self.eps, above=True)
+        check_choice("mean_square", self.mean_square, ("shared", "worker"))
+        check_choice("bias_correction", self.bias_correction, (True, False))
+        check_number("momentum", self.momentum, 0, 1)
         check_gradient_scale(self.gradient, self.batch)
 
     def init(self, w: Tensor, workers: int) -> Adaptive:
@@ -144,10 +140,8 @@ def gradient_scale(gradient: str, batch: int) -> int:
 
 def check_gradient_scale(gradient: str, batch: int) -> None:
     """Refuses an unknown reading of g, and a batch that is no positive count."""
-    if gradient not in ("mean", "sum"):
-        raise BadInput("gradient", gradient, "choose mean or sum")
-    if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
-        raise BadInput("batch", batch, "give a whole number >= 1")
+    check_choice("gradient", gradient, ("mean", "sum"))
+    check_whole("batch", batch)
 
 
 def _replaced(values: tuple[Any, ...], index: int, value: Any) -> tuple[Any, ...]:

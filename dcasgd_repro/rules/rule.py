@@ -6,14 +6,11 @@ a flat vector [P], a batch of vectors [K, P] and a single parameter of any shape
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
-
-from dcasgd_repro.errors import BadInput
 
 
 class Arrival(NamedTuple):
@@ -73,15 +70,3 @@ def heavy_ball(momentum: float, g: Tensor, velocity: Tensor | None) -> tuple[Ten
 def start_velocity(momentum: float, w: Tensor) -> Tensor | None:
     """``v_0 = 0``; no vector is kept where there is no momentum."""
     return torch.zeros_like(w) if momentum else None
-
-
-def check_momentum(momentum: float) -> None:
-    """Refuses a momentum outside [0, 1)."""
-    check_number("momentum", momentum, "give a number in [0, 1)", lambda x: 0 <= x < 1)
-
-
-def check_number(key: str, value: Any, remedy: str, accept: Any = lambda x: True) -> None:
-    """Refuses anything but a finite real number that ``accept`` agrees to."""
-    real = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (real and math.isfinite(value) and accept(value)):
-        raise BadInput(key, value, remedy)

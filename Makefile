@@ -1,0 +1,55 @@
+# `make` alone lists the targets. Everything runs in .venv, made on first use.
+PYTHON ?= python3
+RUN := .venv/bin/dcasgd-repro
+ARGS ?= +exp=cifar_dc
+RULES := sgd ssgd asgd dc_c dc
+SEEDS := 0 1 2
+LAPTOP := $(foreach rule,$(RULES),$(foreach seed,$(SEEDS),outputs/laptop/cifar_$(rule)-$(seed)))
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup data train test lint types laptop tensorboard golden clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: .venv/ready ## make .venv and install the package into it
+.venv/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(not (3, 11) <= v <= (3, 13) and \
+	  "make: Python 3.11, 3.12 or 3.13 is needed, this is %d.%d; say which: make PYTHON=python3.12" % v)'
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+data: .venv/ready ## fetch CIFAR-10 and verify it (once; about 140 to 170 MB)
+	$(RUN) data fetch
+
+train: data ## the main job; other runs: make train ARGS="+exp=cifar_asgd workers=4"
+	$(RUN) train $(ARGS)
+
+test: lint types ## lint, types, tests
+	.venv/bin/python -m pytest
+
+lint: .venv/ready
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+types: .venv/ready
+	.venv/bin/mypy
+
+laptop: $(LAPTOP:=/summary.json) ## five rules, three seeds, scale=laptop (make -j2 laptop: 2 at a time)
+	$(RUN) report outputs/laptop --out results/laptop
+
+outputs/laptop/cifar_%/summary.json: | data
+	rm -rf $(@D)
+	$(RUN) train +exp=cifar_$(firstword $(subst -, ,$*)) scale=laptop seed=$(lastword $(subst -, ,$*)) \
+	  threads=1 run_dir=$(@D)
+
+tensorboard: .venv/ready ## the dashboards of everything under outputs/
+	.venv/bin/tensorboard --logdir outputs
+
+golden: .venv/ready ## write tests/golden anew (look at the difference before you commit it)
+	.venv/bin/python tests/test_simulate.py
+
+clean: ## remove what make built, not the runs
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,180 @@
+"""Tasks: gradients against autograd and finite differences, evaluation as a function of w alone."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.nn import functional as F
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+from dcasgd_repro.data.images import Synthetic
+from dcasgd_repro.errors import BadInput
+from dcasgd_repro.models import ResNet
+from dcasgd_repro.rules import ASGD, SSGD
+from dcasgd_repro.schedule import Gamma, Generated
+from dcasgd_repro.simulate import Server, simulate
+from dcasgd_repro.tasks import Classification, Classifier, Quadratic
+
+CPU = torch.device("cpu")
+
+
+def classifier(
+    dtype: torch.dtype = torch.float64, norm: str = "batch", workers: int = 2, **keys: object
+) -> Classifier:
+    data = Synthetic(
+        workers=workers, batch=8, seed=0, augment=True, train_images=128, test_images=64
+    )
+    model = ResNet(depth=8, width=2, norm=norm)
+    return Classification(model=model, data=data, **keys).on(CPU, dtype)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.01])
+def test_gradient_is_that_of_the_plain_module(weight_decay: float) -> None:
+    task = classifier(weight_decay=weight_decay)
+    w, batch = task.initial(3), task.batch(1, 2)
+    loss, g = task.gradient(w, batch)
+
+    torch.manual_seed(3)
+    module = ResNet(depth=8, width=2).build().double()
+    assert torch.equal(parameters_to_vector(module.parameters()), w)
+    sgd = torch.optim.SGD(module.parameters(), lr=1.0, weight_decay=weight_decay)
+    plain = F.cross_entropy(module(batch.images), batch.labels)
+    plain.backward()
+    sgd.step()
+    torch.testing.assert_close(
+        w - g, parameters_to_vector(module.parameters()).detach(), rtol=1e-12, atol=1e-14
+    )
+    expected = plain.detach() + weight_decay / 2 * (w @ w)
+    torch.testing.assert_close(loss, expected, rtol=1e-13, atol=0)
+
+
+def test_gradient_against_finite_differences() -> None:
+    task = classifier(weight_decay=0.1)
+    w, batch = task.initial(0), task.batch(0, 0)
+    _, g = task.gradient(w, batch)
+    direction = torch.randn(len(w), generator=torch.Generator().manual_seed(0), dtype=w.dtype)
+    h = 1e-6
+    up, down = (task.gradient(w + s * h * direction, batch)[0] for s in (1, -1))
+    assert ((up - down) / (2 * h)).item() == pytest.approx((g @ direction).item(), rel=1e-5)
+
+
+def test_gradient_and_evaluate_leave_no_trace() -> None:
+    task = classifier(torch.float32)
+    w, batch = task.initial(0), task.batch(0, 0)
+    kept, first = w.clone(), task.gradient(w, batch)
+    state = copy.deepcopy(task.module.state_dict())
+    measured = task.evaluate(w)
+    for k in range(3):
+        task.gradient(torch.randn_like(w), task.batch(1, k))
+        task.evaluate(torch.randn_like(w))
+    assert torch.equal(w, kept)
+    assert all(torch.equal(v, task.module.state_dict()[k]) for k, v in state.items())
+    assert all(torch.equal(a, b) for a, b in zip(first, task.gradient(w, batch), strict=True))
+    assert task.evaluate(w) == measured
+
+
+def test_one_worker_trains_as_torch_sgd_does_to_the_bit() -> None:
+    """The whole pipe, float64: images, ResNet with BatchNorm, weight decay, momentum."""
+    task = classifier(workers=1, weight_decay=0.01)
+    w0 = task.initial(0)
+    server = Server(ASGD(momentum=0.9), w0, 1)
+    log = Generated(workers=1, seed=0, compute=Gamma(mean_s=1.0, cv=0.1)).messages(20)
+    for _ in simulate(task, server, log, lambda t: 0.05):
+        pass
+
+    # Gradients through the same functional call, so that only the update is under test.
+    parts = [nn.Parameter(p.clone()) for p in task._parts(w0)]
+    sgd = torch.optim.SGD(parts, lr=0.05, momentum=0.9, weight_decay=0.01)
+    for k in range(20):
+        images, labels = task.batch(0, k)
+        sgd.zero_grad()
+        named = dict(zip(task.names, parts, strict=True))
+        F.cross_entropy(functional_call(task.module, named, images), labels).backward()
+        sgd.step()
+    assert torch.equal(server.w, torch.cat([p.detach().reshape(-1) for p in parts]))
+
+
+def test_ssgd_of_m_is_one_big_batch_without_batchnorm() -> None:
+    task, workers = classifier(norm="none", workers=4), 4
+    w = task.initial(0)
+    server = Server(SSGD(), w, workers)
+    log = Generated(
+        workers=workers, seed=0, compute=Gamma(mean_s=1.0, cv=0.3), barrier=True
+    ).messages(12)
+    for _ in simulate(task, server, log, lambda t: 0.1):
+        pass
+    for k in range(3):
+        batches = [task.batch(m, k) for m in range(workers)]
+        images = torch.cat([b.images for b in batches])
+        labels = torch.cat([b.labels for b in batches])
+        _, g = task.gradient(w, type(batches[0])(images, labels))
+        w = w - 0.1 * g
+    torch.testing.assert_close(server.w, w, rtol=1e-11, atol=1e-13)
+
+
+def test_evaluate_against_a_second_implementation() -> None:
+    task = classifier(stats_images=96, train_images=40)
+    w = task.initial(1)
+    module = ResNet(depth=8, width=2).build().double()
+    vector_to_parameters(w.clone(), module.parameters())
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.momentum = None
+    images, labels = next(iter(task.images.train_chunks(128, size=128)))
+    with torch.no_grad():
+        module.train()(images[:96])
+        module.eval()
+        train = module(images[:40]).argmax(1).ne(labels[:40]).double().mean().item()
+        (tests,) = task.images.test_chunks(size=64)
+        logits = module(tests.images)
+    found = task.evaluate(w)
+    assert found["train_error"] == pytest.approx(train, abs=1e-15)
+    assert found["test_error"] == pytest.approx(
+        logits.argmax(1).ne(tests.labels).double().mean().item(), abs=1e-15
+    )
+    loss = F.cross_entropy(logits, tests.labels).item()
+    assert found["test_loss"] == pytest.approx(loss, rel=1e-12)
+
+
+def test_initial_depends_on_its_seed_alone() -> None:
+    task = classifier()
+    torch.manual_seed(99)
+    before = torch.get_rng_state()
+    first = task.initial(5)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(3)
+    assert torch.equal(task.initial(5), first)
+    assert not torch.equal(task.initial(6), first)
+
+
+def test_quadratic() -> None:
+    task = Quadratic(curvature=[2.0, 0.5], start=3.0, noise=0.5, seed=1).on(CPU)
+    w = task.initial(0)
+    assert w.tolist() == [3.0, 3.0]
+    loss, g = task.gradient(w, torch.zeros(2))
+    assert loss.item() == 0.5 * (2 * 9 + 0.5 * 9)
+    assert g.tolist() == [6.0, 1.5]
+    noise = torch.stack([task.batch(m, k) for m in range(4) for k in range(500)])
+    assert noise.std().item() == pytest.approx(0.5, rel=0.05)
+    assert torch.equal(task.batch(2, 7), task.batch(2, 7))
+    assert not torch.equal(task.batch(2, 7), task.batch(3, 7))
+
+
+@pytest.mark.parametrize(
+    ("make", "key"),
+    [
+        (lambda: Quadratic(curvature=[]), "curvature"),
+        (lambda: Quadratic(curvature=[float("nan")]), "curvature"),
+        (lambda: Quadratic(noise=-1.0), "noise"),
+        (lambda: Quadratic(start=float("inf")), "start"),
+        (lambda: Classification(None, None, weight_decay=-1.0), "weight_decay"),
+        (lambda: Classification(None, None, weight_decay=float("nan")), "weight_decay"),
+        (lambda: Classification(None, None, stats_images=0), "stats_images"),
+        (lambda: Classification(None, None, train_images=1.5), "train_images"),
+    ],
+)
+def test_refusals(make: object, key: str) -> None:
+    with pytest.raises(BadInput, match=f"^{key}="):
+        make()
