@@ -103,7 +103,7 @@ def dispatch(command: str, rest: list[str]) -> int:
     elif command in ("train", "schedule"):
         if set(rest) & {"-h", "--help"}:
             text = TRAIN_HELP if command == "train" else SCHEDULE_HELP
-            print(text.format(**{group: options(group) for group in groups()}), end="")
+            print(text.format(**{group: choices(group) for group in groups()}), end="")
         else:
             return with_hydra(train if command == "train" else schedule, command, rest)
     elif command == "data":
@@ -124,7 +124,7 @@ def groups() -> list[str]:
     return sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name[0] != "_")
 
 
-def options(group: str) -> str:
+def choices(group: str) -> str:
     return ", ".join(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
 
 
@@ -141,9 +141,10 @@ def with_hydra(
     from omegaconf.errors import OmegaConfBaseException
 
     argv = ["dcasgd-repro", command, *arguments]
-    codes = [0]
+    codes: list[int] = []
 
     def once(cfg: DictConfig) -> None:
+        codes.append(0)  # composed
         try:
             refuse_unread(cfg, arguments)
             codes.append(job(cfg, argv))
@@ -151,15 +152,58 @@ def with_hydra(
             print(f"dcasgd-repro: {error}", file=sys.stderr)
             codes.append(2)
 
-    sys.argv = ["dcasgd-repro", *arguments, *default_scale(command, arguments)]
+    # Options first: argparse, behind Hydra, takes the overrides only in one piece.
+    overrides = [a for a in arguments if a[:1] != "-" and ("=" in a or a[:1] == "~")]
+    options = [a for a in arguments if a not in overrides]
+    sys.argv = ["dcasgd-repro", *options, *default_scale(command, arguments), *overrides]
     run = hydra.main("pkg://dcasgd_repro.conf", "config", version_base="1.3")(once)
     try:
         run()
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        if isinstance(error, BadInput):
+        if codes:  # not about the arguments: a fault of ours, to be seen whole
             raise
-        fail(" ".join(str(error).split()))
-    return max(codes)
+        fail(in_plain_words(error, arguments))
+    return max(codes, default=0)
+
+
+def in_plain_words(error: Exception, arguments: list[str]) -> str:
+    """What Hydra refused, as key=value: remedy."""
+    import difflib
+    import re
+
+    text = " ".join(str(error).split())
+    given = {a.lstrip("+~").partition("=")[0]: a.partition("=")[2] for a in arguments}
+    group = next((g for g in groups() if f"'{g}/{given.get(g)}'" in text), None)
+    if group is None and "override must be a string" in text:
+        group = next((g for g in groups() if g in given), None)
+    if group is not None:
+        inside = sorted(k for k in all_keys() if k.startswith(f"{group}.") and "_target_" not in k)
+        keys = f"; a key inside it is set as {inside[0]}=VALUE" if inside else ""
+        return f"{group}={given[group]}: no such {group}, choose {choices(group)}{keys}"
+    if taken := re.search(r"already at '([\w.]+)'", text):
+        return f"{taken.group(1)}={given.get(taken.group(1), '')}: this key exists; leave out the +"
+    if unknown := re.search(r"Could not (?:override|delete) '([\w.]+)'", text):
+        key = unknown.group(1)
+        near = difflib.get_close_matches(key, all_keys(), n=3, cutoff=0.5)
+        meant = f"did you mean {' or '.join(near)}? " if near else ""
+        remedy = f"no such key; {meant}`dcasgd-repro train --cfg job` prints them all"
+        return f"{key}={given.get(key, '')}: {remedy}"
+    return text
+
+
+def all_keys() -> list[str]:
+    """Every key of the default config, as it is typed."""
+    from hydra import compose, initialize_config_module
+    from omegaconf import OmegaConf
+
+    def walk(node: object, at: str) -> list[str]:
+        if not isinstance(node, dict):
+            return [at]
+        return [leaf for key, value in node.items() for leaf in walk(value, f"{at}.{key}")]
+
+    with initialize_config_module("dcasgd_repro.conf", version_base="1.3"):
+        content = OmegaConf.to_container(compose("config", overrides=["scale=laptop"]))
+    return [key[1:] for key in walk(content, "")]
 
 
 def default_scale(command: str, arguments: list[str]) -> list[str]:
@@ -185,7 +229,7 @@ def refuse_unread(cfg: DictConfig, arguments: list[str]) -> None:
         key, _, value = argument.lstrip("+~").partition("=")
         part = key.split(".")[0]
         if part in ("model", "augment", "data", "test_images") and f"${{{part}" not in task:
-            raise BadInput(key, value, f"task {cfg.task._target_} reads no {part}; leave it out")
+            raise BadInput(key, value, f"{cfg.task._target_} reads no {part}; leave it out")
 
 
 def train(cfg: DictConfig, argv: Sequence[str]) -> int:
@@ -195,7 +239,7 @@ def train(cfg: DictConfig, argv: Sequence[str]) -> int:
         print(experiment.scale_line(cfg), flush=True)
     path = experiment.run(cfg, argv)
     print(report.one_run(path), flush=True)
-    status = report.summary_of(path)["status"]
+    status = report.Run.read(path).summary["status"]
     if status == experiment.INTERRUPTED:
         print(f"dcasgd-repro: interrupted; {path} holds what was done", file=sys.stderr)
         sys.exit(130)
@@ -204,11 +248,11 @@ def train(cfg: DictConfig, argv: Sequence[str]) -> int:
 
 def schedule(cfg: DictConfig, argv: Sequence[str]) -> int:
     from dcasgd_repro import report
-    from dcasgd_repro.config import build, length_of
+    from dcasgd_repro.config import length_of, schedule_of
 
-    log = build(cfg, "schedule").messages(length_of(cfg).pushes)
+    log = schedule_of(cfg, length_of(cfg).pushes)
     out = Path(cfg.run_dir or f"outputs/schedule/{log.sha256()[:8]}")
-    print(report.schedule(log, cfg.workers, out))
+    print(report.schedule(log, out))
     return 0
 
 
@@ -248,3 +292,7 @@ def report(arguments: list[str]) -> int:
 
     print(reports.comparison(given.runs, given.out))
     return 0
+
+
+if __name__ == "__main__":
+    main()

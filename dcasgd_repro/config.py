@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dcasgd_repro.errors import BadInput, check_choice, check_number, check_whole
+from dcasgd_repro.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -62,29 +63,44 @@ def build(cfg: DictConfig, group: str) -> Any:
         return instantiate(cfg[group])
     except InstantiationException as error:
         at = re.search(r"full_key: (\S+)", str(error))
-        where = at.group(1) if at else group
-        if isinstance(error.__cause__, BadInput):
-            raise named(cfg, where, error.__cause__) from None
-        raise BadInput(where, "(as composed)", str(error.__cause__ or error)) from None
+        where, cause = (at.group(1) if at else group), error.__cause__
+        if isinstance(cause, BadInput):
+            raise named(cfg, where, cause) from None
+        if extra := re.search(r"unexpected keyword argument '(\w+)'", str(cause)):
+            key = f"{where}.{extra.group(1)}"
+            target = OmegaConf.select(cfg, where)._target_.rsplit(".", 1)[-1]
+            raise BadInput(key, OmegaConf.select(cfg, key), f"{target} has no such key") from None
+        raise BadInput(where, OmegaConf.select(cfg, where), str(cause or error)) from None
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or group
         raise BadInput(key, "???", str(error).splitlines()[0]) from None
 
 
+def schedule_of(cfg: DictConfig, pushes: int) -> Schedule:
+    """The message log of the schedule group, up to its ``pushes``-th push."""
+    times = build(cfg, "schedule")
+    try:
+        log: Schedule = times.messages(pushes)
+    except BadInput as error:
+        raise named(cfg, "schedule", error) from None
+    return log
+
+
 def named(cfg: DictConfig, where: str, error: BadInput) -> BadInput:
     """The refusal under its full key, or under the key that one was filled in from."""
     raw = OmegaConf.to_container(cfg, resolve=False)
+    absent = object()
 
     def at(path: str) -> Any:
         node: Any = raw
         for part in path.split("."):
-            node = node.get(part) if isinstance(node, dict) else None
+            node = node.get(part, absent) if isinstance(node, dict) else absent
         return node
 
     key = f"{where}.{error.key}"
     while (link := re.fullmatch(r"\$\{([\w.]+)\}", str(at(key)))) is not None:
         key = link.group(1)
-    return error if at(key) is None else BadInput(key, error.value, error.remedy)
+    return error if at(key) is absent else BadInput(key, error.value, error.remedy)
 
 
 def task_name(cfg: DictConfig) -> str:

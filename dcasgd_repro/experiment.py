@@ -21,11 +21,11 @@ from dcasgd_repro.config import (
     config_hash,
     length_of,
     named,
+    schedule_of,
     task_name,
 )
 from dcasgd_repro.errors import BadInput, check_choice, check_whole
 from dcasgd_repro.models import ResNet
-from dcasgd_repro.schedule import Schedule
 from dcasgd_repro.simulate import Server, Step
 
 FINISHED, DIVERGED, INTERRUPTED, FAILED = "finished", "diverged", "interrupted", "failed"
@@ -38,8 +38,7 @@ def run(cfg: DictConfig, argv: Sequence[str] = (), say: Callable[[str], None] = 
     """
     length, device = length_of(cfg), set_device(cfg)
     rule, leaf, rate, engine = (build(cfg, key) for key in ("rule", "task", "lr", "engine"))
-    times = build(cfg, "schedule")
-    schedule: Schedule = times.messages(length.pushes)
+    schedule = schedule_of(cfg, length.pushes)
     path = run_dir(cfg)
     record.refuse_used(path)
     try:
@@ -48,7 +47,7 @@ def run(cfg: DictConfig, argv: Sequence[str] = (), say: Callable[[str], None] = 
         raise named(cfg, "task.data", error) from None
     w = task.initial(cfg.seeds.initial)
     server = Server(rule, w, cfg.workers, cfg.backup)
-    say(describe(cfg, rule, times, length, len(w), device, path))
+    say(describe(cfg, rule, length, len(w), device, path))
 
     provenance = {
         "argv": list(argv),
@@ -168,13 +167,13 @@ def run_dir(cfg: DictConfig) -> Path:
 def describe(
     cfg: DictConfig,
     rule: Any,
-    schedule: Any,
     length: Length,
     parameters: int,
     device: torch.device,
     path: Path,
 ) -> str:
     """What the run resolved to, a line for each part."""
+    schedule = str(build(cfg, "schedule"))
     model = f"ResNet-{cfg.model.depth} width {cfg.model.width}, " if "model" in cfg.task else ""
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     lines = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from dcasgd_repro.errors import check_number
+from dcasgd_repro.errors import BadInput, check_number
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class Step:
     def __post_init__(self) -> None:
         for key in ("base", "factor", "warmup", "start"):
             check_number(key, getattr(self, key))
+        if not isinstance(self.milestones, Sequence) or isinstance(self.milestones, str):
+            raise BadInput("milestones", self.milestones, "give a list of epochs, as [80,120]")
         for value in self.milestones:
             check_number("milestones", value)
 

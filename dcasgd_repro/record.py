@@ -162,11 +162,12 @@ class Run:
 
 
 def refuse_used(path: Path) -> None:
-    """Refuses a run directory that holds a run, finished or not."""
-    if (path / "summary.json").exists() or (path / "config.yaml").exists():
-        status = "unfinished"
-        if (path / "summary.json").exists():
-            status = json.loads((path / "summary.json").read_text()).get("status", status)
+    """Refuses a run directory that holds a run, finished or not, or that is no directory."""
+    if path.exists() and not path.is_dir():
+        raise BadInput("run_dir", path, "that is a file; name a directory")
+    summary = path / "summary.json"
+    if summary.exists() or (path / "config.yaml").exists():
+        status = json.loads(summary.read_text())["status"] if summary.exists() else "unfinished"
         raise BadInput(
             "run_dir", path, f"already holds a run ({status}); name another directory or remove it"
         )

@@ -5,126 +5,183 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from omegaconf import OmegaConf
 
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.schedule import Schedule, delay_table
 
-# Okabe and Ito's colours, told apart by the colour-blind; each rule keeps its own everywhere.
-STYLE = {
+# Okabe and Ito's colours, which the colour-blind can tell apart; a rule keeps its own everywhere.
+RULES = {
     "sgd": ("SGD", "#000000", "-"),
     "asgd": ("ASGD", "#D55E00", "--"),
     "ssgd": ("SSGD", "#E69F00", "-."),
     "dcasgd_c": ("DC-ASGD-c", "#009E73", ":"),
     "dcasgd_a": ("DC-ASGD-a", "#0072B2", "-"),
 }
+OTHERS = ["#CC79A7", "#56B4E9", "#F0E442", "#0072B2", "#D55E00", "#009E73", "#E69F00", "#000000"]
+RESULT = (  # key in summary.json, words, form, unit
+    ("test_error_best", "test error, best over epochs (the paper's Table 1)", "8.2%", ""),
+    ("test_error_final", "test error, final", "8.2%", ""),
+    ("test_error_last10", "test error, mean of the last ten evaluations", "8.2%", ""),
+    ("train_error_final", "train error, final", "8.2%", ""),
+    ("test_loss_final", "test loss, final", "8.4g", ""),
+    ("delay_mean", "delay, mean", "8.2f", " server updates"),
+    ("delay_max", "delay, max", "8d", " server updates"),
+    ("dc_ratio_mean", "dc_ratio, mean", "8.1e", ""),
+    ("simulated_s", "simulated time", "8.1f", " s"),
+    ("wall_s", "wall time, evaluations left out", "8.1f", " s"),
+)
 ERRORS = ("test_error_best", "test_error_final", "test_error_last10", "train_error_final")
 KEPT = ("config.yaml", "provenance.json", "metrics.csv", "summary.json")
+# Keys in which runs of one configuration may differ.
+FREE = ("seed", "seeds", "run_dir", "root", "threads", "device", "exp", "scale")
 
 
-def summary_of(run: Path) -> dict[str, Any]:
-    """A run's summary.json."""
-    try:
-        content = json.loads((run / "summary.json").read_text())
-    except (OSError, ValueError) as error:
-        raise BadInput("run", run, f"no readable summary.json there ({error})") from None
-    if not isinstance(content, dict) or "status" not in content:
-        raise BadInput("run", run, "its summary.json is not one of ours")
-    return content
+@dataclass(frozen=True)
+class Run:
+    """A run directory, read."""
+
+    path: Path
+    summary: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> Run:
+        """Raises BadInput where there is no summary of ours."""
+        try:
+            summary = json.loads((path / "summary.json").read_text())
+        except (OSError, ValueError) as error:
+            raise BadInput("run", path, f"no readable summary.json there ({error})") from None
+        if not isinstance(summary, dict) or "weights_sha256" not in summary:
+            raise BadInput("run", path, "its summary.json is not one of this program's")
+        return cls(path, summary)
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.summary["status"] == "finished")
+
+    @property
+    def kind(self) -> str:
+        """The rule's name; ASGD with one worker is sgd."""
+        one = self.summary["rule"] == "asgd" and self.summary["workers"] == 1
+        return "sgd" if one else str(self.summary["rule"])
+
+    @property
+    def label(self) -> str:
+        name = RULES[self.kind][0] if self.kind in RULES else self.kind
+        return f"{name}, M = {self.summary['workers']}"
+
+    @property
+    def setting(self) -> str:
+        scale = self.summary["scale"]
+        return str(self.summary["task"]) + (f", scale={scale}" if scale else "")
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The resolved config, flat, less what may differ between seeds of one configuration."""
+
+        def walk(node: Any, at: str) -> dict[str, Any]:
+            if not isinstance(node, dict):
+                return {at: node}
+            kept = {k: v for k, v in node.items() if k not in FREE}
+            return {
+                leaf: value
+                for key, child in kept.items()
+                for leaf, value in walk(child, f"{at}.{key}" if at else str(key)).items()
+            }
+
+        return walk(OmegaConf.to_container(OmegaConf.load(self.path / "config.yaml")), "")
+
+    @cached_property
+    def metrics(self) -> pd.DataFrame:
+        return pd.read_csv(self.path / "metrics.csv")
 
 
-def one_run(run: Path) -> str:
-    """A finished run's result table, and the path of its curves, which are drawn here."""
-    summary = summary_of(run)
-    lines = [f"\n{label_of(summary)}, {summary['status']} after {summary['pushes']:,} pushes"]
-    if summary["task"] == "synthetic":
+def one_run(path: Path) -> str:
+    """A run's result table and the path of its curves, which are drawn here."""
+    run = Run.read(path)
+    lines = [f"\n{run.label}: {run.summary['status']} after {run.summary['pushes']:,} pushes"]
+    if run.summary["task"] == "synthetic":
         lines.append("  on synthetic data: says nothing about CIFAR-10")
-    for key, name in (
-        ("test_error_best", "test error, best over epochs (the paper's Table 1)"),
-        ("test_error_final", "test error, final"),
-        ("test_error_last10", "test error, mean of the last ten evaluations"),
-        ("train_error_final", "train error, final"),
-    ):
-        if summary[key] is not None:
-            lines.append(f"  {name:52} {100 * summary[key]:8.2f} %")
-    if summary["test_error_final"] is None and summary["test_loss_final"] is not None:
-        lines.append(f"  {'loss, final':52} {summary['test_loss_final']:10.4g}")
-    if summary["delay_mean"] is not None:
-        delays = f"{summary['delay_mean']:.2f} / {summary['delay_max']}"
-        lines += [
-            f"  {'delay, mean / max (server updates)':52} {delays:>10}",
-            f"  {'dc_ratio, mean':52} {summary['dc_ratio_mean']:10.2e}",
-            f"  {'simulated time':52} {summary['simulated_s']:8.1f} s",
-            f"  {'wall time, evaluations left out':52} {summary['wall_s']:8.1f} s",
-        ]
-    lines.append(f"  weights sha256 {summary['weights_sha256']}")
-    metrics = pd.read_csv(run / "metrics.csv")
-    if len(metrics):
-        figure = draw({label_of(summary): (style_of(summary), [metrics])}, note_of(summary))
-        figure.savefig(run / "curves.png", dpi=120)
-        lines.append(f"  curves {run / 'curves.png'}; tensorboard --logdir {run / 'tensorboard'}")
+    for key, words, form, unit in RESULT:
+        if run.summary[key] is not None:
+            lines.append(f"  {words:52} {run.summary[key]:{form}}{unit}")
+    lines.append(f"  weights sha256 {run.summary['weights_sha256']}")
+    if run.metrics["test_loss"].notna().any():
+        draw({run.label: [run]}, run.setting).savefig(path / "curves.png", dpi=120)
+        lines.append(f"  curves in {path / 'curves.png'}; or: tensorboard --logdir {path}")
     return "\n".join(lines)
 
 
 def comparison(places: Sequence[Path], out: Path | None) -> str:
-    """The table of all finished runs below ``places``, one row per configuration, over its seeds.
+    """The table of all runs below ``places``, one row per configuration, over its seeds.
 
     With ``out``, writes there table.csv, table.md, curves.png, curves.svg and, under runs/, each
     run's text files.
     """
-    runs = sorted({file.parent for place in places for file in place.rglob("summary.json")})
-    if not runs:
+    found = sorted({file.parent for place in places for file in place.rglob("summary.json")})
+    if not found:
         raise BadInput("report", " ".join(map(str, places)), "no run with a summary.json below it")
-    groups: dict[str, list[tuple[Path, dict[str, Any]]]] = {}
-    for run in runs:
-        summary = summary_of(run)
-        groups.setdefault(label_of(summary), []).append((run, summary))
-    order = {name: rank for rank, name in enumerate(STYLE)}
-    ranked = sorted(groups.items(), key=lambda item: (order.get(kind_of(item[1][0][1]), 9), item))
-    rows = [tabulate(label, [summary for _, summary in members]) for label, members in ranked]
-    table = pd.DataFrame(rows)
+    groups = grouped([Run.read(path) for path in found])
+    table = pd.DataFrame([tabulate(label, runs) for label, runs in groups.items()])
     text = markdown(table)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         table.to_csv(out / "table.csv", index=False, float_format="%.6g", lineterminator="\n")
         (out / "table.md").write_text(text + "\n")
-        curves = {
-            label: (
-                style_of(members[0][1]),
-                [pd.read_csv(run / "metrics.csv") for run, s in members if finished(s)],
-            )
-            for label, members in ranked
-        }
-        figure = draw(curves, note_of(ranked[0][1][0][1]))
+        settings = sorted({run.setting for runs in groups.values() for run in runs})
+        figure = draw(groups, "; ".join(settings))
         figure.savefig(out / "curves.png", dpi=150)
-        figure.savefig(out / "curves.svg", metadata={"Date": None})
-        for label, members in ranked:
-            for run, summary in members:
-                name = f"{summary['exp'] or label.replace(' ', '_')}-seed{summary['seed']}"
-                keep(run, out / "runs" / name)
+        with matplotlib.rc_context({"svg.hashsalt": "dcasgd-repro"}):  # the same bytes every time
+            figure.savefig(out / "curves.svg", metadata={"Date": None})
+        for label, runs in groups.items():
+            for run in runs:
+                name = run.summary["exp"] or label.replace(", ", "-").replace(" ", "")
+                keep(run.path, out / "runs" / f"{name}-seed{run.summary['seed']}")
     return text
 
 
-def tabulate(label: str, summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One row: mean and standard deviation (n - 1) over the finished runs, and how many failed."""
-    done = [s for s in summaries if finished(s)]
-    line: dict[str, Any] = {
-        "rule": label,
-        "n": len(done),
-        "not_finished": len(summaries) - len(done),
-    }
+def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Runs of one configuration together, under a label that says in what it differs."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(json.dumps(run.config, sort_keys=True), []).append(run)
+    order = list(RULES)
+    ranked = sorted(
+        groups.values(),
+        key=lambda g: (order.index(g[0].kind) if g[0].kind in order else len(order), g[0].label),
+    )
+    named: dict[str, list[Run]] = {}
+    for group in ranked:
+        first, twins = group[0], [g[0] for g in ranked if g[0].label == group[0].label]
+        keys = {key for twin in twins for key in twin.config}
+        told = [
+            f"{key}={first.config.get(key)}"
+            for key in sorted(keys)
+            if len({str(twin.config.get(key)) for twin in twins}) > 1
+        ]
+        named[", ".join([first.label, *told])] = group
+    return named
+
+
+def tabulate(label: str, runs: Sequence[Run]) -> dict[str, Any]:
+    """One row: mean and standard deviation (n - 1) over the finished runs, and how many are not."""
+    done = [run.summary for run in runs if run.finished]
+    line: dict[str, Any] = {"rule": label, "n": len(done), "not_finished": len(runs) - len(done)}
     for key in ERRORS:
         values = [100 * s[key] for s in done if s[key] is not None]
-        line[f"{key}_pct_mean"] = np.mean(values) if values else None
-        line[f"{key}_pct_std"] = np.std(values, ddof=1) if len(values) > 1 else None
+        line[f"{key}_pct_mean"] = np.mean(values) if values else np.nan
+        line[f"{key}_pct_std"] = np.std(values, ddof=1) if len(values) > 1 else np.nan
     for key in ("delay_mean", "dc_ratio_mean", "simulated_s", "wall_s"):
-        values = [s[key] for s in done]
-        line[key] = np.mean(values) if values else None
+        line[key] = np.mean([s[key] for s in done]) if done else np.nan
     return line
 
 
@@ -135,103 +192,86 @@ def markdown(table: pd.DataFrame) -> str:
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
     for row in table.to_dict("records"):
         lost = f" (+{row['not_finished']} not finished)" if row["not_finished"] else ""
-        cells = [row["rule"], f"{row['n']}{lost}"]
+        cells = [str(row["rule"]), f"{row['n']}{lost}"]
         for key in ERRORS:
             mean, std = row[f"{key}_pct_mean"], row[f"{key}_pct_std"]
-            spread = f" ± {std:.2f}" if std is not None and not pd.isna(std) else ""
-            cells.append("-" if mean is None or pd.isna(mean) else f"{mean:.2f}{spread}")
+            spread = "" if np.isnan(std) else f" ± {std:.2f}"
+            cells.append("-" if np.isnan(mean) else f"{mean:.2f}{spread}")
         for key, form in (("delay_mean", ".2f"), ("dc_ratio_mean", ".1e"), ("simulated_s", ".0f")):
-            cells.append("-" if row[key] is None or pd.isna(row[key]) else f"{row[key]:{form}}")
-        lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
+            cells.append("-" if np.isnan(row[key]) else f"{row[key]:{form}}")
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def draw(
-    curves: Mapping[str, tuple[tuple[str, str, str], Sequence[pd.DataFrame]]], note: str
-) -> Figure:
-    """Test error against epochs and against simulated time: mean over seeds, their range shaded."""
+def draw(groups: Mapping[str, Sequence[Run]], title: str) -> Figure:
+    """Test error against epochs and simulated time: mean over finished runs, range shaded.
+
+    A single run is drawn whatever its status; a task without classes shows its loss.
+    """
     figure = Figure(figsize=(9.5, 4.2), layout="constrained")
     by_epoch, by_time = figure.subplots(1, 2, sharey=True)
-    for label, ((_, colour, dashes), frames) in curves.items():
-        errors = [frame.dropna(subset=["test_loss"]) for frame in frames]
-        if not errors:
+    kinds = [runs[0].kind for runs in groups.values()]
+    distinct = len(set(kinds)) == len(kinds) and set(kinds) <= set(RULES)
+    for k, (label, runs) in enumerate(groups.items()):
+        drawn = [run for run in runs if run.finished] or (list(runs) if len(groups) == 1 else [])
+        if not drawn:
             continue
-        column = "test_error" if errors[0]["test_error"].notna().any() else "test_loss"
-        scale = 100 if column == "test_error" else 1
-        shortest = min(len(frame) for frame in errors)
-        values = scale * np.stack([frame[column].to_numpy()[:shortest] for frame in errors])
+        _, colour, dashes = RULES[kinds[k]] if distinct else ("", OTHERS[k % len(OTHERS)], "-")
+        rows = [run.metrics.dropna(subset=["test_loss"]) for run in drawn]
+        has_error = bool(rows[0]["test_error"].notna().any())
+        n = min(len(frame) for frame in rows)
+        column, scale = ("test_error", 100) if has_error else ("test_loss", 1)
+        values = np.stack([scale * frame[column].to_numpy()[:n] for frame in rows])
         for axes, x in ((by_epoch, "epoch"), (by_time, "simulated_s")):
-            at = np.mean([frame[x].to_numpy()[:shortest] for frame in errors], axis=0)
-            axes.plot(at, values.mean(0), dashes, color=colour, label=label, linewidth=1.8)
+            at = np.mean([frame[x].to_numpy()[:n] for frame in rows], axis=0)
+            style = {"linestyle": dashes, "marker": "o" if n == 1 else None}
+            axes.plot(at, values.mean(0), color=colour, label=label, linewidth=1.8, **style)
             if len(values) > 1:
-                axes.fill_between(
-                    at, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0
-                )
-        by_epoch.set_ylabel("test error (%)" if scale == 100 else "loss")
+                low, high = values.min(0), values.max(0)
+                axes.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
+        by_epoch.set_ylabel("test error (%)" if has_error else "loss")
     by_epoch.set_xlabel("epochs of effective passes")
     by_time.set_xlabel("simulated seconds")
     by_epoch.legend(frameon=False)
-    figure.suptitle(note, fontsize=10)
+    figure.suptitle(title, fontsize=10)
     for axes in (by_epoch, by_time):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
-def schedule(log: Schedule, workers: int, out: Path) -> str:
+def schedule(log: Schedule, out: Path) -> str:
     """Saves a schedule, its delay table and histogram below ``out``; returns what to print."""
     table, delays = delay_table(log), log.delays()
-    folder = out
-    folder.mkdir(parents=True, exist_ok=True)
-    log.save(folder / "schedule.csv.gz")
-    table.to_csv(folder / "delays.csv")
+    out.mkdir(parents=True, exist_ok=True)
+    log.save(out / "schedule.csv.gz")
+    table.to_csv(out / "delays.csv", index=False, lineterminator="\n")
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.subplots()
     counts = np.bincount(delays) / len(delays)
     axes.bar(np.arange(len(counts)), counts, width=0.9, color="#0072B2")
     axes.axvline(delays.mean(), color="black", linestyle="--", linewidth=1)
     spread = f"mean {delays.mean():.2f} (dashed), sd {delays.std():.2f}, max {delays.max()}"
-    title = f"{workers} workers, {log.pushes:,} pushes: {spread}"
+    axes.set_title(f"{log.workers} workers, {log.pushes:,} pushes: {spread}", fontsize=10)
     axes.set(xlabel="delay (pushes)", ylabel="share of pushes")
-    axes.set_title(title, fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(folder / "delays.png", dpi=120)
+    figure.savefig(out / "delays.png", dpi=120)
     return "\n".join(
         (
-            table.to_string(float_format=lambda x: f"{x:.2f}"),
+            "delays, in pushes",
+            table.to_string(index=False, float_format=lambda x: f"{x:.2f}"),
             f"pushes             {log.pushes:,}",
             f"simulated duration {log.duration_s:,.1f} s",
             f"sha256             {log.sha256()}",
-            f"log                {folder / 'schedule.csv.gz'}",
-            f"histogram          {folder / 'delays.png'}",
+            f"log                {out / 'schedule.csv.gz'}",
+            f"histogram          {out / 'delays.png'}",
         )
     )
 
 
-def kind_of(summary: Mapping[str, Any]) -> str:
-    """The rule's name, and sgd for ASGD with one worker, which is what it is."""
-    return "sgd" if summary["rule"] == "asgd" and summary["workers"] == 1 else summary["rule"]
-
-
-def style_of(summary: Mapping[str, Any]) -> tuple[str, str, str]:
-    return STYLE.get(kind_of(summary), (summary["rule"], "#CC79A7", "-"))
-
-
-def label_of(summary: Mapping[str, Any]) -> str:
-    return f"{style_of(summary)[0]}, M = {summary['workers']}"
-
-
-def note_of(summary: Mapping[str, Any]) -> str:
-    scale = f", scale={summary['scale']}" if summary["scale"] else ""
-    return f"{summary['task']}{scale}"
-
-
-def finished(summary: Mapping[str, Any]) -> bool:
-    return bool(summary["status"] == "finished")
-
-
 def keep(run: Path, target: Path) -> None:
-    """Copies a run's text files, without the evidence's bulk."""
+    """Copies a run's text files, without its schedule and TensorBoard events."""
     target.mkdir(parents=True, exist_ok=True)
     for name in KEPT:
-        shutil.copyfile(run / name, target / name)
+        if (run / name).resolve() != (target / name).resolve():
+            shutil.copyfile(run / name, target / name)

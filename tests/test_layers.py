@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).parents[1] / "dcasgd_repro"
 FLOORS = [
     {"errors", "__init__"},
     {"models", "data"},
-    {"schedule", "rules", "lr", "config"},
-    {"simulate", "tasks", "optim"},
+    {"schedule", "rules", "lr"},
+    {"simulate", "tasks", "optim", "config"},
     {"record"},
     {"experiment", "report"},
     {"cli"},

@@ -1,0 +1,233 @@
+"""The command line as a person uses it: what it prints, where it writes, how it refuses."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from dcasgd_repro import cli
+from dcasgd_repro.schedule import Schedule
+
+TINY = ["task=synthetic", "images=256", "batch=8", "test_images=32", "workers=4"]
+
+
+@pytest.fixture
+def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Runs the command line in an empty folder; gives (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["dcasgd-repro", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return ended.value.code, out, err
+
+    return run
+
+
+def summary_in(folder: str) -> dict:
+    return json.loads((Path(folder) / "summary.json").read_text())
+
+
+def test_help(call) -> None:
+    for arguments in ([], ["--help"], ["-h"]):
+        code, out, err = call(*arguments)
+        assert (code, err) == (0, "")
+        assert all(name in out for name in ("train", "schedule", "data", "report"))
+    for command, word in (
+        ("train", "cifar_dc"),
+        ("schedule", "paper_cluster"),
+        ("data", "verify"),
+        ("report", "--out"),
+    ):
+        code, out, _ = call(command, "--help")
+        assert code == 0
+        assert word in out
+
+
+def test_a_run_prints_its_resolution_and_its_result(call) -> None:
+    code, out, err = call("train", *TINY, "rule=dcasgd_c", "run_dir=X")
+    assert code == 0
+    assert "DCASGDc(lam=0.04" in out
+    assert "synthetic data: says nothing about CIFAR-10" in out
+    summary = summary_in("X")
+    best = f"{100 * summary['test_error_best']:.2f}%"
+    assert re.search(rf"best over epochs.*{re.escape(best)}", out)
+    assert summary["weights_sha256"] in out
+    assert "64/64" in err  # the progress bar
+    assert Path("X/curves.png").stat().st_size > 10_000
+
+
+def test_the_default_run_directory(call) -> None:
+    code, _, _ = call("train", *TINY, "+exp=cifar_dc", "workers=4")
+    assert code == 0
+    (run,) = Path("outputs/cifar_dc").iterdir()
+    assert re.fullmatch(r"\d{8}-\d{6}-[0-9a-f]{8}", run.name)
+    assert sorted(p.name for p in Path().iterdir()) == ["outputs"]
+
+
+def test_lambda_zero_gives_the_weights_of_asgd(call) -> None:
+    hashes = set()
+    for k, rule in enumerate((["asgd"], ["dcasgd_c", "rule.lam=0"], ["dcasgd_a", "rule.lam0=0"])):
+        assert call("train", *TINY, f"rule={rule[0]}", *rule[1:], f"run_dir={k}")[0] == 0
+        hashes.add(summary_in(str(k))["weights_sha256"])
+    assert len(hashes) == 1
+    assert call("train", *TINY, "rule=dcasgd_a", "run_dir=on")[0] == 0
+    assert summary_in("on")["weights_sha256"] not in hashes
+
+
+def test_two_processes_give_the_same_weights(tmp_path: Path) -> None:
+    hashes = set()
+    for k in range(2):
+        command = [sys.executable, "-m", "dcasgd_repro.cli", "train", *TINY, f"run_dir={k}"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        hashes.add(summary_in(str(tmp_path / str(k)))["weights_sha256"])
+    assert len(hashes) == 1
+
+
+def test_a_sweep_goes_on_after_a_refused_point(call) -> None:
+    code, out, err = call("train", *TINY, "-m", "epochs=0.25", "seed=0,1", "rule.lam0=1,nan")
+    assert code == 2
+    assert len(list(Path("outputs/synthetic_dcasgda").iterdir())) == 2
+    assert err.count("rule.lam0=nan: ") == 2
+    assert out.count("finished after 8 pushes") == 2
+
+
+def test_schedule_prints_saves_and_replays(call) -> None:
+    size = ["images=1000", "batch=10", "epochs=5", "workers=8"]
+    code, out, _ = call("schedule", "schedule=gamma", *size, "run_dir=S")
+    assert code == 0
+    log = Schedule.load("S/schedule.csv.gz")
+    assert log.sha256() in out
+    assert log.pushes == 500
+    table = pd.read_csv("S/delays.csv")
+    assert table["mean"].iloc[-1] == pytest.approx(log.delays().mean())
+    assert f"{log.delays().mean():.2f}" in out
+    assert Path("S/delays.png").stat().st_size > 5_000
+
+    replay = ["schedule=file", "schedule.path=S/schedule.csv.gz", *size]
+    code, out, _ = call("schedule", *replay, "run_dir=T")
+    assert code == 0
+    assert log.sha256() in out
+    assert Path("T/schedule.csv.gz").read_bytes() == Path("S/schedule.csv.gz").read_bytes()
+
+    train = ["task=synthetic", "images=256", "batch=8", "test_images=32", "workers=8"]
+    assert call("train", *train, "schedule=gamma", "run_dir=A")[0] == 0
+    assert call("train", *train, *replay[:2], "run_dir=B")[0] == 0
+    a, b = summary_in("A"), summary_in("B")
+    assert a["weights_sha256"] == b["weights_sha256"]
+    assert a["schedule_sha256"] == b["schedule_sha256"]
+
+
+def test_report_groups_seeds(call) -> None:
+    assert call("train", "-m", *TINY, "epochs=0.5", "seed=0,1,2")[0] == 0
+    code, out, _ = call("report", "outputs", "--out", "R")
+    assert code == 0
+    runs = [json.loads(p.read_text()) for p in Path("outputs").rglob("summary.json")]
+    finals = pd.Series([100 * run["test_error_final"] for run in runs])
+    assert f"{finals.mean():.2f} ± {finals.std():.2f}" in out
+    assert sorted(p.name for p in Path("R").iterdir()) == [
+        "curves.png", "curves.svg", "runs", "table.csv", "table.md",
+    ]  # fmt: skip
+    assert len(list(Path("R/runs").iterdir())) == 3
+    kept = {p.name: p.read_bytes() for p in Path("R").iterdir() if p.is_file()}
+    assert call("report", "outputs", "--out", "R")[0] == 0
+    assert {p.name: p.read_bytes() for p in Path("R").iterdir() if p.is_file()} == kept
+    # The committed copies give the same table.
+    assert call("report", "R/runs")[1] == out
+
+
+def test_report_tells_configurations_apart(call) -> None:
+    assert call("train", "-m", *TINY, "epochs=0.25", "rule.lam0=0.5,3.0")[0] == 0
+    code, out, _ = call("report", "outputs")
+    assert code == 0
+    rows = [line.split("|")[1].strip() for line in out.splitlines()[2:]]
+    assert rows == [f"DC-ASGD-a, M = 4, rule.lam0={lam}" for lam in (0.5, 3.0)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["trian"], "trian: no such command; choose train, schedule, data or report"),
+        (["train", "fo=1"], "fo=1: no such key"),
+        (["train", "rule.lam=1"], "rule.lam=1: no such key; did you mean rule.lam0"),
+        (["train", "rule=nope"], "rule=nope: no such rule, choose asgd, dcasgd_a, dcasgd_c, ssgd"),
+        (["train", "+exp=nope"], "exp=nope: no such exp, choose cifar_asgd, cifar_dc"),
+        (["train", "lr=0.1"], "lr=0.1: no such lr, choose step; a key inside it is set as lr.base"),
+        (["train", "+workers=3"], "workers=3: this key exists; leave out the +"),
+        (["train", "workers=0"], "workers=0: give a whole number >= 1"),
+        (["train", "workers=-1"], "workers=-1: give a whole number >= 1"),
+        (["train", "lr.base=abc"], "lr.base=abc: give a finite number >= 0"),
+        (["train", "rule=dcasgd_c", "rule.lam=nan"], "rule.lam=nan: give a finite number >= 0"),
+        (["train", "batch=2000"], "batch=2000: give at most 128: 1024 images / 8 workers"),
+        (["train", "schedule=file"], "schedule.path=None: schedule=file needs schedule.path=FILE"),
+        (["train", "schedule=file", "schedule.path=empty.csv"], "schedule.path=empty.csv:1: "),
+        (["train", "schedule=file", "schedule.path=bad.csv"], "schedule.path=bad.csv:3: "),
+        (["train", "schedule=file", "schedule.path=gone.csv"], "schedule.path=gone.csv: "),
+        (["train", "schedule=sequential"], "workers=8: "),
+        (["train", "run_dir=used"], "run_dir=used: already holds a run (finished)"),
+        (["train", "run_dir=empty.csv"], "run_dir=empty.csv: that is a file"),
+        (["train", "device=cuda"], "device=cuda: torch sees no CUDA device here; use device=cpu"),
+        (["train", "task=quadratic", "model.depth=20"], "model.depth=20: "),
+        (["schedule", "workers=0"], "workers=0: give a whole number >= 1"),
+        (["report", "nowhere"], "report=nowhere: no run with a summary.json below it"),
+        (["data", "path", "root=x"], "root=x: "),
+        (["data", "verify", "data.root=nowhere"], "root=nowhere: "),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(call, arguments: list[str], line: str) -> None:
+    Path("empty.csv").touch()
+    Path("bad.csv").write_text("clock_s,kind,worker\n0.0,pull,0\n0.0,pull,0\n")
+    Path("used").mkdir()
+    Path("used/summary.json").write_text('{"status": "finished"}')
+    before = sorted(Path().rglob("*"))
+    if arguments[0] == "train":
+        arguments = ["train", "task=synthetic", *arguments[1:]]
+    if "device=cuda" in arguments:
+        import torch
+
+        if torch.cuda.is_available():
+            pytest.skip("there is a CUDA device here, so it is no bad input")
+    code, out, err = call(*arguments)
+    assert code == 2
+    assert err.startswith(f"dcasgd-repro: {line}")
+    assert err.count("\n") == 1
+    assert out == ""
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_ctrl_c_leaves_a_readable_directory_and_exits_130(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dcasgd_repro.cli", "train", *TINY, "epochs=1000"]
+    process = subprocess.Popen(
+        [*command, "run_dir=X"], cwd=tmp_path, text=True, stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    metrics = tmp_path / "X" / "metrics.csv"
+    for _ in range(600):
+        if metrics.exists() and len(metrics.read_text().splitlines()) > 2:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert "interrupted" in err.splitlines()[-1]
+    summary = summary_in(str(tmp_path / "X"))
+    assert summary["status"] == "interrupted"
+    rows = pd.read_csv(metrics)
+    assert 0 <= summary["pushes"] - rows["push"].iloc[-1] < 50
+
+
+def test_a_diverged_run_exits_3(call) -> None:
+    code, out, _ = call("train", "task=quadratic", "lr.base=1e200", "run_dir=X")
+    assert code == 3
+    assert "diverged" in out

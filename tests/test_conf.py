@@ -1,0 +1,165 @@
+"""The configs: every experiment composes, runs, and leaves a complete run directory."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import DictConfig, OmegaConf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from dcasgd_repro import cli, config, experiment, record
+from dcasgd_repro.errors import BadInput
+
+EXPERIMENTS = sorted(path.stem for path in (cli.CONF / "exp").glob("*.yaml"))
+RULES = sorted(path.stem for path in (cli.CONF / "rule").glob("*.yaml"))
+SCHEDULES = sorted(path.stem for path in (cli.CONF / "schedule").glob("*.yaml"))
+THREE_PUSHES = ["task=synthetic", "images=48", "batch=2", "epochs=0.125", "test_images=8"]
+FILES = ["config.yaml", "metrics.csv", "provenance.json", "schedule.csv.gz", "summary.json"]
+
+
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_module("dcasgd_repro.conf", version_base="1.3"):
+        return compose("config", overrides=["scale=smoke", *overrides])
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_runs_three_pushes(name: str, tmp_path: Path) -> None:
+    assert "Table 1" in (cli.CONF / "exp" / f"{name}.yaml").read_text().splitlines()[1]
+    cfg = composed(f"+exp={name}", *THREE_PUSHES, f"run_dir={tmp_path / 'run'}")
+    run = experiment.run(cfg, ["argv"], say=lambda line: None)
+    assert sorted(p.name for p in run.iterdir()) == sorted([*FILES, "tensorboard"])
+
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["status"], summary["pushes"], summary["exp"]) == ("finished", 3, name)
+    assert summary["epochs"] == 0.125
+    assert all(value is not None for value in summary.values())
+    provenance = json.loads((run / "provenance.json").read_text())
+    assert provenance["schedule_sha256"] == summary["schedule_sha256"]
+    assert provenance["argv"] == ["argv"]
+    resolved = OmegaConf.load(run / "config.yaml")
+    assert resolved.workers == (1 if name == "cifar_sgd" else 8)
+    assert OmegaConf.to_yaml(resolved) == OmegaConf.to_yaml(cfg, resolve=True)
+
+    metrics = pd.read_csv(run / "metrics.csv")
+    assert tuple(metrics.columns) == record.COLUMNS
+    assert metrics["push"].tolist() == [3]
+    assert metrics["test_error"].iloc[0] == pytest.approx(summary["test_error_final"], rel=1e-8)
+
+
+def test_tensorboard_holds_the_rows_and_the_hparams_in_one_run(tmp_path: Path) -> None:
+    cfg = composed("+exp=cifar_dc", "task=synthetic", f"run_dir={tmp_path / 'run'}", "epochs=1")
+    run = experiment.run(cfg, say=lambda line: None)
+    board = run / "tensorboard"
+    assert [p.is_file() for p in board.iterdir()] == [True]  # no sub-run
+    events = EventAccumulator(str(board)).Reload()
+    metrics = pd.read_csv(run / "metrics.csv")
+    for tag, key in record.TENSORBOARD.items():
+        rows = metrics.dropna(subset=[key])
+        scalars = events.Scalars(tag)
+        assert [e.step for e in scalars] == rows["push"].tolist(), tag
+        assert [e.value for e in scalars] == pytest.approx(rows[key].tolist(), rel=1e-6), tag
+    (histogram,) = events.Histograms("delay/histogram")
+    assert histogram.histogram_value.num == 64
+    assert "_hparams_/experiment" in events.summary_metadata
+    assert "_hparams_/session_start_info" in events.summary_metadata
+    assert "_hparams_/session_end_info" in events.summary_metadata
+    assert metrics["dc_ratio"].iloc[-1] > 0
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("barrier", [False, True])
+def test_every_rule_on_the_quadratic(rule: str, barrier: bool, tmp_path: Path) -> None:
+    cfg = composed(
+        "task=quadratic", f"rule={rule}", f"schedule.barrier={barrier}", "workers=4",
+        f"run_dir={tmp_path / 'run'}", "images=64", "batch=1", "lr.base=0.05", "backup=push",
+    )  # fmt: skip
+    summary = json.loads((experiment.run(cfg, say=len) / "summary.json").read_text())
+    assert summary["status"] == "finished"
+    assert summary["test_loss_final"] < 0.55 / 2  # f(w_0) = 0.55
+    assert summary["test_error_final"] is None
+
+
+@pytest.mark.parametrize("name", sorted(set(SCHEDULES) - {"file", "sequential"}))
+def test_every_schedule_gives_the_pushes_asked_for(name: str) -> None:
+    log = config.schedule_of(composed(f"schedule={name}", "workers=8"), 100)
+    assert (log.pushes, log.workers) == (100, 8)
+
+
+def test_each_seed_moves_its_own_stream(tmp_path: Path) -> None:
+    def numbers(k: int, *overrides: str) -> tuple[object, ...]:
+        cfg = composed("task=synthetic", *THREE_PUSHES, *overrides, f"run_dir={tmp_path / str(k)}")
+        task = config.build(cfg, "task").on(experiment.set_device(cfg))
+        w = record.weights_sha256(task.initial(cfg.seeds.initial))
+        batch = task.batch(0, 0).images.sum().item()
+        return w, batch, config.schedule_of(cfg, 10).sha256()
+
+    base = numbers(0)
+    for k, name in enumerate(("initial", "data", "schedule")):
+        moved = numbers(k + 1, f"seeds.{name}=5")
+        assert [a != b for a, b in zip(base, moved, strict=True)] == [i == k for i in range(3)]
+    assert all(a != b for a, b in zip(base, numbers(4, "seed=5"), strict=True))
+
+
+def test_lengths() -> None:
+    paper = config.Length(images=50_000, batch=128, epochs=160)
+    assert paper.pushes == 62_500
+    assert paper.epoch(62_500) == 160
+    ends = [p for p in range(1, 62_501) if paper.ends(p, 1)]
+    assert len(ends) == 160
+    assert ends[:3] == [391, 782, 1172]  # ceil(k * 390.625)
+    odd = config.Length(images=100, batch=30, epochs=1.0)
+    assert [p for p in range(1, odd.pushes + 1) if odd.ends(p, 0.5)] == [2, 4]
+
+
+def test_the_learning_rate_follows_the_epochs(tmp_path: Path) -> None:
+    cfg = composed(
+        "task=synthetic", "images=64", "batch=8", "epochs=4", "lr.milestones=[1,2.5]",
+        "log_every=1", "test_images=8", f"run_dir={tmp_path / 'run'}", "lr.warmup=0.5",
+        "lr.start=0.5", "workers=2",
+    )  # fmt: skip
+    rates = pd.read_csv(experiment.run(cfg, say=len) / "metrics.csv")["lr"]
+    epochs = [p / 8 for p in range(32)]
+    warm = [0.5 + 0.5 * e / 0.5 if e < 0.5 else 1 for e in epochs]
+    step = [1 if e < 1 else 0.1 if e < 2.5 else 0.01 for e in epochs]
+    assert rates.tolist() == pytest.approx(
+        [0.1 * a * b for a, b in zip(warm, step, strict=True)], rel=1e-8
+    )
+
+
+def test_divergence_ends_the_run_and_says_so(tmp_path: Path) -> None:
+    cfg = composed("task=quadratic", "lr.base=1e200", "batch=1", f"run_dir={tmp_path / 'run'}")
+    summary = json.loads((experiment.run(cfg, say=len) / "summary.json").read_text())
+    assert summary["status"] == "diverged"
+    assert summary["pushes"] == 50  # the first row that shows it
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("workers=0", "workers=0: give a whole number >= 1"),
+        ("lr.base=fast", "lr.base=fast: give a finite number >= 0"),
+        ("rule.lam0=nan", "rule.lam0=nan: give a finite number >= 0"),
+        ("batch=512", "batch=512: give at most 128"),
+        ("schedule.compute.cv=-1", "schedule.compute.cv=-1: "),
+        ("device=tpu", "device=tpu: choose auto, cpu or cuda"),
+        ("task.weight_decay=-1", "task.weight_decay=-1: "),
+        ("model.depth=9", "model.depth=9: "),
+        ("seeds.data=-1", "seeds.data=-1: "),
+        ("images=0", "images=0: "),
+        ("threads=0", "threads=0: "),
+        ("task.stats_images=0", "task.stats_images=0: "),
+        ("+rule.speed=3", "rule.speed=3: DCASGDa has no such key"),
+        ("rule.lam0=???", "rule.lam0="),
+    ],
+)
+def test_bad_values_are_refused_under_the_key_that_was_typed(
+    override: str, message: str, tmp_path: Path
+) -> None:
+    cfg = composed("task=synthetic", override, f"run_dir={tmp_path / 'run'}")
+    with pytest.raises(BadInput) as caught:
+        experiment.run(cfg, say=len)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
