@@ -28,7 +28,7 @@ class Length:
     def __post_init__(self) -> None:
         check_whole("images", self.images)
         check_whole("batch", self.batch)
-        check_number("epochs", self.epochs, above=True)
+        check_number("epochs", self.epochs, ends="()")
 
     @property
     def pushes(self) -> int:
@@ -52,7 +52,7 @@ def length_of(cfg: DictConfig) -> Length:
     check_whole("seed", cfg.seed, 0)
     for key, value in cfg.seeds.items():
         check_whole(f"seeds.{key}", value, 0)
-    check_number("eval_every", cfg.eval_every, above=True)
+    check_number("eval_every", cfg.eval_every, ends="()")
     check_choice("augment", cfg.augment, (True, False))
     return Length(cfg.images, cfg.batch, cfg.epochs)
 

@@ -25,19 +25,22 @@ class BadInput(ValueError):
 
 
 def check_number(
-    key: str, value: Any, low: float = 0.0, high: float = math.inf, *, above: bool = False
+    key: str, value: Any, low: float = 0.0, high: float = math.inf, ends: str = "[)"
 ) -> None:
-    """Refuses anything but a finite real number in [low, high); with ``above``, in (low, high)."""
+    """Refuses anything but a finite real number between low and high; ``ends`` is [), (), []."""
     real = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (real and low <= value < high) or (above and value == low):
-        least = f"a finite number {'>' if above else '>='} {low:g}"
-        raise BadInput(key, value, f"give {least}" + f" and < {high:g}" * math.isfinite(high))
+    inside = real and low <= value <= high and math.isfinite(value)
+    if not inside or (ends[0] == "(" and value == low) or (ends[1] == ")" and value == high):
+        limits = [f"{'>' if ends[0] == '(' else '>='} {low:g}"] if low > -math.inf else []
+        limits += [f"{'<' if ends[1] == ')' else '<='} {high:g}"] if high < math.inf else []
+        raise BadInput(key, value, f"give a finite number {' and '.join(limits)}".rstrip())
 
 
-def check_whole(key: str, value: Any, low: int = 1) -> None:
-    """Refuses anything but a whole number >= low."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < low:
-        raise BadInput(key, value, f"give a whole number >= {low}")
+def check_whole(key: str, value: Any, low: int = 1, high: float = math.inf) -> None:
+    """Refuses anything but a whole number from low to high."""
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        most = f" and <= {high:,}" if high < math.inf else ""
+        raise BadInput(key, value, f"give a whole number >= {low}{most}")
 
 
 def check_choice(key: str, value: Any, choices: Sequence[Any]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dcasgd_repro.errors import BadInput
+from dcasgd_repro.errors import BadInput, check_choice, check_whole
 
 
 def resnet(depth: int = 20, width: int = 16, classes: int = 10, norm: str = "batch") -> nn.Module:
@@ -49,13 +49,12 @@ class ResNet:
     norm: str = "batch"
 
     def __post_init__(self) -> None:
-        if not _at_least(8, self.depth) or self.depth % 6 != 2:
+        check_whole("depth", self.depth, 8)
+        if self.depth % 6 != 2:
             raise BadInput("depth", self.depth, "give 6n + 2 with n >= 1: 8, 20, 32, 44, 56, 110")
-        if not _at_least(1, self.width):
-            raise BadInput("width", self.width, "give the first stage's channels, an integer >= 1")
-        _check_classes(self.classes)
-        if self.norm not in ("batch", "none"):
-            raise BadInput("norm", self.norm, "give one of batch, none")
+        check_whole("width", self.width)
+        check_whole("classes", self.classes, 2)
+        check_choice("norm", self.norm, ("batch", "none"))
 
     def build(self) -> nn.Module:
         return _SmallResNet(self)
@@ -68,7 +67,7 @@ class ResNet50:
     classes: int = 1000
 
     def __post_init__(self) -> None:
-        _check_classes(self.classes)
+        check_whole("classes", self.classes, 2)
 
     def build(self) -> nn.Module:
         from torchvision import models  # slow to import, and only ImageNet needs it
@@ -135,12 +134,3 @@ def _conv(channels_in: int, channels_out: int, stride: int, norm: str) -> nn.Con
 
 def _norm(channels: int, norm: str) -> nn.Module:
     return nn.BatchNorm2d(channels) if norm == "batch" else nn.Identity()
-
-
-def _at_least(lowest: int, value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= lowest
-
-
-def _check_classes(classes: object) -> None:
-    if not _at_least(2, classes):
-        raise BadInput("classes", classes, "give the number of classes, an integer >= 2")

@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dcasgd_repro.errors import BadInput
+from dcasgd_repro.errors import BadInput, check_choice, check_number, check_whole
 
 KINDS = ("pull", "push")
 PULL, PUSH = 0, 1  # as stored in the column ``kind``: places in KINDS
@@ -217,18 +217,6 @@ def delay_table(schedule: Schedule) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def _integer(key: str, value: object, low: int, high: float = math.inf) -> None:
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not whole or not low <= value <= high:  # type: ignore[operator]
-        raise BadInput(key, value, f"a whole number from {low} to {high}")
-
-
-def _number(key: str, value: object, low: float, high: float) -> None:
-    real = isinstance(value, int | float) and not isinstance(value, bool)
-    if not real or not low <= value <= high:  # type: ignore[operator]  # NaN fails this too
-        raise BadInput(key, value, f"a number from {low:g} to {high:g}")
-
-
 @dataclass(frozen=True)
 class Law(ABC):
     """Random times in seconds with mean ``mean_s``, at most 1e9 (0 is for communication only)."""
@@ -236,7 +224,7 @@ class Law(ABC):
     mean_s: float
 
     def __post_init__(self) -> None:
-        _number("mean_s", self.mean_s, 0, 1e9)
+        check_number("mean_s", self.mean_s, 0, 1e9)
 
     @abstractmethod
     def sample(self, rng: np.random.Generator, n: int) -> NDArray[np.float64]:
@@ -267,7 +255,7 @@ class Gamma(Law):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _number("cv", self.cv, 0, 5)  # beyond, gamma times underflow to zero
+        check_number("cv", self.cv, 0, 5, "[]")  # beyond, gamma times underflow to zero
 
     def sample(self, rng: np.random.Generator, n: int) -> NDArray[np.float64]:
         if self.cv < 1e-8:  # no longer seen in a float64, and 1/cv^2 must stay finite
@@ -314,26 +302,25 @@ class Generated:
     barrier: bool = False
 
     def __post_init__(self) -> None:
-        _integer("workers", self.workers, 1, MAX_WORKERS)
-        _integer("seed", self.seed, 0)
+        check_whole("workers", self.workers, 1, MAX_WORKERS)
+        check_whole("seed", self.seed, 0)
         for key, law in (("compute", self.compute), ("communication", self.communication)):
             if not isinstance(law, Law):
                 raise BadInput(key, law, "a law of times: Constant, Exponential, Gamma, Lognormal")
-        _number("compute.mean_s", self.compute.mean_s, 1e-9, 1e9)
-        _number("ramp", self.ramp, 1e-6, 1e6)
-        _number("straggler", self.straggler, 1e-6, 1e6)
-        _number("request_share", self.request_share, 0, 1)
-        if not isinstance(self.barrier, bool):
-            raise BadInput("barrier", self.barrier, "true or false")
+        check_number("compute.mean_s", self.compute.mean_s, 1e-9, 1e9)
+        check_number("ramp", self.ramp, 1e-6, 1e6)
+        check_number("straggler", self.straggler, 1e-6, 1e6)
+        check_number("request_share", self.request_share, 0, 1, "[]")
+        check_choice("barrier", self.barrier, (True, False))
         if self.speeds is not None:
             if not isinstance(self.speeds, Sequence) or len(self.speeds) != self.workers:
                 raise BadInput("speeds", self.speeds, f"a list of {self.workers} factors")
             for m, speed in enumerate(self.speeds):
-                _number(f"speeds[{m}]", speed, 1e-6, 1e6)
+                check_number(f"speeds[{m}]", speed, 1e-6, 1e6)
 
     def messages(self, pushes: int) -> Schedule:
         """The log up to its ``pushes``-th push; a longer log begins with every shorter one."""
-        _integer("pushes", pushes, 1)
+        check_whole("pushes", pushes, 1)
         return _first(pushes, self._rounds(pushes) if self.barrier else self._merged(pushes))
 
     def _travel(self) -> Law:
@@ -412,8 +399,8 @@ class ConstantDelay:
     workers: int
 
     def __post_init__(self) -> None:
-        _integer("delay", self.delay, 0, MAX_WORKERS - 1)
-        _integer("workers", self.workers, 1, MAX_WORKERS)
+        check_whole("delay", self.delay, 0, MAX_WORKERS - 1)
+        check_whole("workers", self.workers, 1, MAX_WORKERS)
         if self.workers != self.delay + 1:
             remedy = f"a constant delay of {self.delay} needs {self.delay + 1} worker(s)"
             raise BadInput("workers", self.workers, f"{remedy}: set workers={self.delay + 1}")
@@ -439,11 +426,11 @@ class FromFile:
         if not self.path or self.path == "???":
             raise BadInput("path", self.path, "schedule=file needs schedule.path=FILE")
         if self.workers is not None:
-            _integer("workers", self.workers, 1, MAX_WORKERS)
+            check_whole("workers", self.workers, 1, MAX_WORKERS)
 
     def messages(self, pushes: int) -> Schedule:
         """The log up to its ``pushes``-th push."""
-        _integer("pushes", pushes, 1)
+        check_whole("pushes", pushes, 1)
         log = Schedule.load(str(self.path))
         if self.workers not in (None, log.workers):
             raise BadInput("workers", self.workers, f"{self.path} has workers={log.workers}")

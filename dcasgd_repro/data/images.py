@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dcasgd_repro.data import fetch
 from dcasgd_repro.data.fetch import Split
-from dcasgd_repro.errors import BadInput
+from dcasgd_repro.errors import BadInput, check_choice, check_number, check_whole
 
 PAD = 4  # pixels on each side that a random crop may move over
 EPOCHS_KEPT = 16  # workers of unequal speed straddle epochs; an older one is drawn again
@@ -203,7 +203,7 @@ class CIFAR10:
         _limit("test_images", self.test_images, fetch.RECORDS)
         available = _limit("train_images", self.train_images, 5 * fetch.RECORDS)
         _batches_per_epoch(available, self.workers, self.batch, self.seed)
-        _boolean("augment", self.augment)
+        check_choice("augment", self.augment, (True, False))
 
     def load(
         self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
@@ -252,12 +252,11 @@ class Synthetic:
 
     def __post_init__(self) -> None:
         for key in ("train_images", "test_images"):
-            _whole(key, getattr(self, key), 1)
-        _whole("classes", self.classes, 2)
+            check_whole(key, getattr(self, key), 1)
+        check_whole("classes", self.classes, 2)
         _batches_per_epoch(self.train_images, self.workers, self.batch, self.seed)
-        _boolean("augment", self.augment)
-        if not 0 <= self.noise < float("inf"):
-            raise BadInput("noise", self.noise, "give a finite number >= 0")
+        check_choice("augment", self.augment, (True, False))
+        check_number("noise", self.noise)
 
     def load(
         self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
@@ -327,9 +326,9 @@ def _first(split: Split, count: int | None) -> Split:
 
 
 def _batches_per_epoch(size: int, workers: int, batch: int, seed: int) -> int:
-    _whole("workers", workers, 1)
-    _whole("batch", batch, 1)
-    _whole("seed", seed, 0)
+    check_whole("workers", workers, 1)
+    check_whole("batch", batch, 1)
+    check_whole("seed", seed, 0)
     if batch > (shard := size // workers):
         raise BadInput("batch", batch, f"give at most {shard}: {size} images / {workers} workers")
     return shard // batch
@@ -338,17 +337,7 @@ def _batches_per_epoch(size: int, workers: int, batch: int, seed: int) -> int:
 def _limit(key: str, value: int | None, available: int) -> int:
     if value is None:
         return available
-    if _whole(key, value, 1) > available:
+    check_whole(key, value)
+    if value > available:
         raise BadInput(key, value, f"give 1 to {available}, or null for all")
     return value
-
-
-def _whole(key: str, value: int, least: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise BadInput(key, value, f"give a whole number >= {least}")
-    return value
-
-
-def _boolean(key: str, value: bool) -> None:
-    if not isinstance(value, bool):
-        raise BadInput(key, value, "give true or false")

@@ -101,7 +101,7 @@ class DCASGDa(Rule):
     def __post_init__(self) -> None:
         check_number("lam0", self.lam0)
         check_number("decay", self.decay, 0, 1)
-        check_number("eps", self.eps, above=True)
+        check_number("eps", self.eps, ends="()")
         check_choice("mean_square", self.mean_square, ("shared", "worker"))
         check_choice("bias_correction", self.bias_correction, (True, False))
         check_number("momentum", self.momentum, 0, 1)
