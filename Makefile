@@ -8,7 +8,7 @@ LAPTOP := $(foreach rule,$(RULES),$(foreach seed,$(SEEDS),outputs/laptop/cifar_$
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup data train test lint types laptop tensorboard golden clean
+.PHONY: help setup data train test lint types laptop tensorboard torture golden clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,7 +18,7 @@ setup: .venv/ready ## make .venv and install the package into it
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(not (3, 11) <= v <= (3, 13) and \
 	  "make: Python 3.11, 3.12 or 3.13 is needed, this is %d.%d; say which: make PYTHON=python3.12" % v)'
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	.venv/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
 data: .venv/ready ## fetch CIFAR-10 and verify it (once; about 140 to 170 MB)
@@ -47,6 +47,9 @@ outputs/laptop/cifar_%/summary.json: | data
 
 tensorboard: .venv/ready ## the dashboards of everything under outputs/
 	.venv/bin/tensorboard --logdir outputs
+
+torture: .venv/ready ## kill 108 runs at random instants and compare what they resume to (10 minutes)
+	.venv/bin/python tests/torture.py
 
 golden: .venv/ready ## write tests/golden anew (look at the difference before you commit it)
 	.venv/bin/python tests/test_simulate.py

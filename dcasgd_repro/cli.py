@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dcasgd_repro import __version__
-from dcasgd_repro.errors import BadInput
+from dcasgd_repro.errors import BadInput, Failure
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -87,6 +88,9 @@ def main() -> None:
         sys.exit(dispatch(command, rest))
     except BadInput as error:
         fail(str(error))
+    except Failure as error:
+        print(f"dcasgd-repro: {error}", file=sys.stderr)
+        sys.exit(4)
     except KeyboardInterrupt:
         print("\ndcasgd-repro: interrupted", file=sys.stderr)
         sys.exit(130)
@@ -239,11 +243,13 @@ def train(cfg: DictConfig, argv: Sequence[str]) -> int:
         print(experiment.scale_line(cfg), flush=True)
     path = experiment.run(cfg, argv)
     print(report.one_run(path), flush=True)
-    status = report.Run.read(path).summary["status"]
-    if status == experiment.INTERRUPTED:
-        print(f"dcasgd-repro: interrupted; {path} holds what was done", file=sys.stderr)
-        sys.exit(130)
-    return 3 if status == experiment.DIVERGED else 0
+    summary = report.Run.read(path).summary
+    if summary["status"] == experiment.INTERRUPTED:
+        name, pushes = summary["stopped_by"], summary["pushes"]
+        again = f"to go on: the same command, or with run_dir={path}"
+        print(f"dcasgd-repro: {name} after push {pushes:,}; {again}", file=sys.stderr)
+        sys.exit(128 + signal.Signals[name])
+    return 3 if summary["status"] == experiment.DIVERGED else 0
 
 
 def schedule(cfg: DictConfig, argv: Sequence[str]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import re
 from dataclasses import dataclass
@@ -109,11 +110,22 @@ def task_name(cfg: DictConfig) -> str:
     return str(target).rsplit(".", 1)[-1].lower()
 
 
+# Keys that name a place, a label or a way of working: the numbers do not depend on them.
+APART = ("run_dir", "root", "exp", "scale", "resume", "checkpoint")
+
+
+def flat(cfg: Any) -> dict[str, Any]:
+    """A resolved config as {dotted key: value}, less the keys in APART."""
+
+    def walk(node: Any, at: str) -> dict[str, Any]:
+        if not isinstance(node, dict):
+            return {at: node}
+        inside = [(f"{at}.{k}" if at else str(k), v) for k, v in node.items() if k not in APART]
+        return {leaf: value for key, child in inside for leaf, value in walk(child, key).items()}
+
+    return walk(OmegaConf.to_container(cfg, resolve=True), "")
+
+
 def config_hash(cfg: DictConfig) -> str:
-    """sha256 of the resolved config, less the keys that name places, not numbers."""
-    content = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(content, dict)
-    for key in ("run_dir", "exp", "scale", "data"):
-        content.pop(key)
-    content["task"].get("data", {}).pop("root", None)
-    return hashlib.sha256(OmegaConf.to_yaml(content, sort_keys=True).encode()).hexdigest()
+    """sha256 of the config, as ``flat`` sees it."""
+    return hashlib.sha256(json.dumps(flat(cfg), sort_keys=True).encode()).hexdigest()

@@ -24,6 +24,10 @@ class BadInput(ValueError):
         return BadInput, (self.key, self.value, self.remedy)
 
 
+class Failure(Exception):
+    """The machine gave out (disk, memory, permission): one line, and exit code 4."""
+
+
 def check_number(
     key: str, value: Any, low: float = 0.0, high: float = math.inf, ends: str = "[)"
 ) -> None:

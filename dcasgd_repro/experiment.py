@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import math
+import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from dcasgd_repro import record
+from dcasgd_repro import checkpoint, record
 from dcasgd_repro.config import (
     Length,
     build,
@@ -24,114 +27,213 @@ from dcasgd_repro.config import (
     schedule_of,
     task_name,
 )
-from dcasgd_repro.errors import BadInput, check_choice, check_whole
+from dcasgd_repro.errors import BadInput, check_choice, check_number, check_whole
+from dcasgd_repro.faults import Stop, machine_faults
 from dcasgd_repro.models import ResNet
+from dcasgd_repro.schedule import PUSH, Schedule
 from dcasgd_repro.simulate import Server, Step
 
 FINISHED, DIVERGED, INTERRUPTED, FAILED = "finished", "diverged", "interrupted", "failed"
+ENDED = (FINISHED, DIVERGED)
 
 
 def run(cfg: DictConfig, argv: Sequence[str] = (), say: Callable[[str], None] = print) -> Path:
-    """Runs what ``cfg`` describes; returns the run directory, whose summary tells the status.
+    """Runs what ``cfg`` describes, or goes on with it; returns the run directory.
 
-    Raises BadInput, before anything is written, for a config that cannot be run.
+    Its summary tells the status. Raises BadInput, before anything is written, for a config that
+    cannot be run and for a directory that holds another run; Failure where the machine gives out.
     """
     length, device = length_of(cfg), set_device(cfg)
     rule, leaf, rate, engine = (build(cfg, key) for key in ("rule", "task", "lr", "engine"))
     schedule = schedule_of(cfg, length.pushes)
+    check_number("checkpoint.every_s", cfg.checkpoint.every_s)
     path = run_dir(cfg)
-    record.refuse_used(path)
+    if (status := record.status_of(path)) is not None:
+        record.refuse_other_run(cfg, path)
+    if status in ENDED:
+        say(f"run_dir {path} holds this very run, {status} already; nothing to do")
+        return path
     try:
         task = leaf.on(device)
     except BadInput as error:
         raise named(cfg, "task.data", error) from None
-    w = task.initial(cfg.seeds.initial)
-    server = Server(rule, w, cfg.workers, cfg.backup)
-    say(describe(cfg, rule, length, len(w), device, path))
+    server = Server(rule, task.initial(cfg.seeds.initial), cfg.workers, cfg.backup)
+    experiment = Experiment(cfg, path, length, schedule, task, server, rate, engine)
 
-    provenance = {
-        "argv": list(argv),
-        "engine": cfg.engine._target_,
-        "schedule_sha256": schedule.sha256(),
-        "data_md5": task.md5,
-        "seeds": OmegaConf.to_container(cfg.seeds, resolve=True),
-        **record.environment(device),
-    }
-    log = record.Run(path, OmegaConf.to_yaml(cfg, resolve=True), provenance)
-    log.schedule(schedule)
-    log.hparams(hparams(cfg))
-    steps = engine(task, server, schedule, lambda pushes: rate(length.epoch(pushes)))
-    rows: list[dict[str, Any]] = []
-    status = FAILED
-    try:
-        for row, delays in follow(steps, server, task, length, cfg.log_every, cfg.eval_every):
-            log.log(row, delays)
-            rows.append(row)
-        status = FINISHED if math.isfinite(rows[-1]["train_loss"]) else DIVERGED
-    except KeyboardInterrupt:
-        status = INTERRUPTED
-    finally:
-        log.finish(
-            {
-                "status": status,
-                "exp": cfg.exp,
-                "scale": cfg.scale,
-                "task": task_name(cfg),
-                "rule": rule.name,
-                "workers": cfg.workers,
-                "seed": cfg.seed,
-                "pushes": server.pushes,
-                "updates": server.t,
-                "epochs": length.epoch(server.pushes),
-                **record.totals(rows),
-                "schedule_sha256": provenance["schedule_sha256"],
-                "weights_sha256": record.weights_sha256(server.w),
-            }
-        )
+    with record.locked(path), machine_faults(path):
+        if record.status_of(path) in ENDED:  # by another process, just now
+            return path
+        experiment.resume(device)
+        say(describe(cfg, rule, length, len(server.w), device, path))
+        if server.pushes:
+            say(f"going on  after push {server.pushes:,} of {length.pushes:,}")
+        here = {"argv": list(argv), "engine": cfg.engine._target_, **record.environment(device)}
+        record.note_origin(cfg, path, schedule, here, experiment.identity, server.pushes)
+        experiment.drive()
     return path
 
 
-def follow(
-    steps: Iterable[Step],
-    server: Server,
-    task: Any,
-    length: Length,
-    log_every: int,
-    eval_every: float,
-) -> Iterator[tuple[dict[str, Any], list[int]]]:
-    """Drives the loop under a progress bar; yields rows, each with the delays of its pushes.
+@dataclass
+class Experiment:
+    """A run's objects, and the loop that drives them into its run directory."""
 
-    Ends early, with the offending row, when the loss is no longer finite.
-    """
-    interval: list[Step] = []
-    evaluating = 0.0  # seconds, left out of wall_s
-    shown: dict[str, str] = {}
-    start = time.perf_counter()
-    often = 0.2 if sys.stderr.isatty() else 30.0  # seconds; a log file wants few lines
-    with tqdm(total=length.pushes, unit="push", dynamic_ncols=True, mininterval=often) as bar:
-        for step in steps:
-            interval.append(step)
-            bar.update()
-            evaluate = length.ends(step.push, eval_every)
-            if not evaluate and step.push % log_every:
-                continue
+    cfg: DictConfig
+    path: Path
+    length: Length
+    schedule: Schedule
+    task: Any
+    server: Server
+    rate: Callable[[float], float]  # epochs passed -> learning rate
+    engine: Callable[..., Iterator[Step]]  # simulate, or a faster one with its signature
+    progress: record.Progress = field(default_factory=record.Progress)
 
-            row: dict[str, Any] = {"epoch": length.epoch(step.push), **record.row(interval)}
-            row["wall_s"] = time.perf_counter() - start - evaluating
-            delays, interval = [s.delay for s in interval], []
-            if evaluate and math.isfinite(row["train_loss"]):
-                began = time.perf_counter()
-                row |= task.evaluate(server.w)
-                evaluating += time.perf_counter() - began
-            shown |= progress(row)
-            bar.set_postfix(shown, refresh=False)
-            yield row, delays
-            if not math.isfinite(row["train_loss"]):
-                return
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must share with the run that goes on from it, beside the config."""
+        return {"schedule_sha256": self.schedule.sha256(), "data_md5": self.task.md5}
+
+    def resume(self, device: torch.device) -> None:
+        """Takes over the newest checkpoint, if there is one."""
+        saved = checkpoint.load(self.path, device)
+        if saved is None:
+            return
+        for name, value in self.identity.items():
+            if saved[name] != value:
+                raise BadInput("run_dir", self.path, f"was made with another {name}: {saved[name]}")
+        checkpoint.unpack(self.server, saved["server"])
+        self.progress = record.Progress.unpacked(saved["progress"])
+
+    def drive(self) -> None:
+        """Runs to the end, a divergence or a signal; leaves a checkpoint and a summary."""
+        (self.path / "summary.json").unlink(missing_ok=True)
+        logs = record.Logs(self.path, hparams(self.cfg), self.progress)
+        outcome: dict[str, Any] = {"status": FAILED}
+        try:
+            outcome = self._loop(logs)
+            self._keep(logs)
+        finally:
+            logs.close(outcome["status"] in ENDED)
+            record.write_json(self.path / "summary.json", self._summary(outcome))
+
+    def _steps(self) -> Iterator[Step]:
+        """The Steps still to come."""
+        received = self.server.pushes
+        done = int(np.flatnonzero(self.schedule.kind == PUSH)[received - 1]) + 1 if received else 0
+
+        def lr(pushes: int) -> float:
+            return self.rate(self.length.epoch(pushes))
+
+        return self.engine(self.task, self.server, self.schedule[done:], lr)
+
+    def _loop(self, logs: record.Logs) -> dict[str, Any]:
+        """Follows the Steps; returns the status, and what stopped it or where it diverged."""
+        progress, every_s = self.progress, self.cfg.checkpoint.every_s
+        clock = Stopwatch(progress.wall_s)
+        kept = time.perf_counter()
+        often = 0.2 if sys.stderr.isatty() else 30.0  # seconds; a log file wants few lines
+        bar = tqdm(
+            total=self.length.pushes,
+            initial=self.server.pushes,
+            unit="push",
+            dynamic_ncols=True,
+            mininterval=often,
+        )
+        with bar, Stop() as stop:
+            for step in self._steps():
+                progress.interval.append(step)
+                progress.wall_s = clock.seconds()
+                bar.update()
+                evaluate = self.length.ends(step.push, self.cfg.eval_every)
+                if evaluate or step.push % self.cfg.log_every == 0:
+                    diverged = first_divergence(progress.interval, self.server.w)
+                    with clock.paused():
+                        row = self._row(logs, evaluate and diverged is None)
+                    bar.set_postfix(display(row, progress.rows), refresh=False)
+                    if diverged is not None:
+                        return {"status": DIVERGED, "diverged_at_push": diverged}
+                if stop.signal is not None:
+                    return {"status": INTERRUPTED, "stopped_by": stop.signal}
+                # A slow disk never takes more than a hundredth of the time.
+                waited = time.perf_counter() - kept
+                if waited >= every_s and (
+                    not every_s or waited >= 100 * progress.last_checkpoint_s
+                ):
+                    self._keep(logs)
+                    kept = time.perf_counter()
+        return {"status": FINISHED}
+
+    def _row(self, logs: record.Logs, evaluate: bool) -> dict[str, Any]:
+        """Closes the interval with a row, an evaluation's if it is time for one."""
+        progress, push = self.progress, self.server.pushes
+        row = {"epoch": self.length.epoch(push), "wall_s": progress.wall_s}
+        row |= record.row(progress.interval)
+        progress.delays += [step.delay for step in progress.interval]
+        progress.interval = []
+        if evaluate:
+            row |= self.task.evaluate(self.server.w)
+            counts = np.bincount(progress.delays).tolist()
+            progress.histograms.append((push, counts))
+            progress.delays = []
+            logs.histogram(push, counts)
+        progress.rows.append(row)
+        logs.log(row)
+        return row
+
+    def _keep(self, logs: record.Logs) -> None:
+        """Writes a checkpoint; the rows it counts on are on the disk before it."""
+        began = time.perf_counter()
+        logs.sync()
+        content = {"server": checkpoint.pack(self.server), "progress": self.progress.packed()}
+        checkpoint.save(self.path, {**self.identity, **content})
+        self.progress.last_checkpoint_s = time.perf_counter() - began
+        self.progress.checkpoint_s += self.progress.last_checkpoint_s
+
+    def _summary(self, outcome: dict[str, Any]) -> dict[str, Any]:
+        cfg, server = self.cfg, self.server
+        return {
+            **outcome,
+            "exp": cfg.exp,
+            "scale": cfg.scale,
+            "task": task_name(cfg),
+            "rule": server.rule.name,
+            "workers": cfg.workers,
+            "seed": cfg.seed,
+            "pushes": server.pushes,
+            "updates": server.t,
+            "epochs": self.length.epoch(server.pushes),
+            **record.totals(self.progress.rows),
+            "checkpoint_s": self.progress.checkpoint_s,
+            "schedule_sha256": self.identity["schedule_sha256"],
+            "weights_sha256": record.weights_sha256(server.w),
+        }
 
 
-def progress(row: dict[str, Any]) -> dict[str, str]:
-    """What the progress bar shows of a row."""
+class Stopwatch:
+    """Seconds of training: from ``before`` on, pauses left out."""
+
+    def __init__(self, before: float) -> None:
+        self._start = time.perf_counter() - before
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self._start
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self._start += time.perf_counter() - began
+
+
+def first_divergence(interval: Sequence[Step], w: torch.Tensor) -> int | None:
+    """The first push of the interval whose loss is not finite; its last if only w is not."""
+    finite = torch.isfinite(torch.stack([step.loss for step in interval])).tolist()
+    if not all(finite):
+        return interval[finite.index(False)].push
+    return None if bool(torch.isfinite(w).all()) else interval[-1].push
+
+
+def display(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """What the progress bar shows of a row, and of the last evaluation."""
     shown = {
         "epoch": f"{row['epoch']:.2f}",
         "sim": f"{row['simulated_s']:.0f}s",
@@ -139,9 +241,8 @@ def progress(row: dict[str, Any]) -> dict[str, str]:
         "delay": f"{row['delay_mean']:.2f}",
         "dc_ratio": f"{row['dc_ratio']:.1e}",
     }
-    if "test_error" in row:
-        shown["test_error"] = f"{100 * row['test_error']:.2f}%"
-    return shown
+    test = next((r["test_error"] for r in reversed(rows) if "test_error" in r), None)
+    return shown if test is None else {**shown, "test_error": f"{test:.2%}"}
 
 
 def set_device(cfg: DictConfig) -> torch.device:
@@ -157,11 +258,21 @@ def set_device(cfg: DictConfig) -> torch.device:
 
 
 def run_dir(cfg: DictConfig) -> Path:
-    """``run_dir``, or outputs/<exp>/<time>-<hash of the config>."""
+    """``run_dir``; else, with resume=auto, this config's unfinished run; else a new directory.
+
+    New ones are outputs/<exp>/<time>-<hash of the config>.
+    """
+    check_choice("resume", cfg.resume, ("auto", "never"))
     if cfg.run_dir is not None:
         return Path(str(cfg.run_dir))
     name = cfg.exp or f"{task_name(cfg)}_{cfg.rule._target_.rsplit('.', 1)[-1].lower()}"
-    return Path("outputs") / name / f"{time.strftime('%Y%m%d-%H%M%S')}-{config_hash(cfg)[:8]}"
+    place, mark = Path("outputs") / name, config_hash(cfg)[:8]
+    if cfg.resume == "auto":
+        found = sorted(place.glob(f"*-{mark}"))
+        unfinished = [p for p in found if record.status_of(p) not in (FINISHED, DIVERGED, None)]
+        if unfinished:
+            return unfinished[-1]
+    return place / f"{time.strftime('%Y%m%d-%H%M%S')}-{mark}"
 
 
 def describe(

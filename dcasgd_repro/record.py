@@ -4,6 +4,7 @@ config.yaml      the resolved configuration
 provenance.json  argv, commit, versions, device, schedule and data identities, seeds
 schedule.csv.gz  the message log that was replayed
 metrics.csv      one row per logging interval, see COLUMNS
+checkpoint.pt    the whole state, see checkpoint.py; checkpoint.previous.pt the one before it
 summary.json     written last: a directory whose summary has the status "finished" is whole
 tensorboard/     the same curves, the delay histogram and hparams, in one run
 """
@@ -12,23 +13,29 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import fcntl
 import hashlib
 import json
 import os
 import platform
 import re
+import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
+from yaml import YAMLError
 
+from dcasgd_repro.config import flat
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.schedule import Schedule
 from dcasgd_repro.simulate import Step
@@ -111,73 +118,172 @@ def totals(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-class Run:
-    """A run directory being written. Refuses a directory that already holds a run."""
+@dataclass
+class Progress:
+    """How far a run's records have come: what a checkpoint keeps of them, in plain containers."""
 
-    def __init__(self, path: Path, config: str, provenance: Mapping[str, Any]) -> None:
-        refuse_used(path)
-        self.path = path
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            (path / "config.yaml").write_text(config)
-        except OSError as error:
-            raise BadInput("run_dir", path, f"cannot write there ({error.strerror})") from error
-        write_json(path / "provenance.json", provenance)
-        self._file = (path / "metrics.csv").open("w", newline="")
+    rows: list[dict[str, Any]] = field(default_factory=list)  # of metrics.csv
+    interval: list[Step] = field(default_factory=list)  # since the last row
+    delays: list[int] = field(default_factory=list)  # since the last histogram
+    histograms: list[tuple[int, list[int]]] = field(default_factory=list)  # push, counts by delay
+    wall_s: float = 0.0  # seconds before this process took over, evaluations left out
+    checkpoint_s: float = 0.0  # seconds spent on checkpoints in all,
+    last_checkpoint_s: float = 0.0  # and on the last one
+
+    def packed(self) -> dict[str, Any]:
+        """In plain containers; the interval's scalars become floats, which hold them exactly."""
+        interval = [[x.item() if isinstance(x, Tensor) else x for x in s] for s in self.interval]
+        return {**vars(self), "interval": interval}
+
+    @classmethod
+    def unpacked(cls, content: Mapping[str, Any]) -> Progress:
+        interval = []
+        for values in content["interval"]:
+            step = Step(*values)
+            scalars = [torch.tensor(x, dtype=torch.float64) for x in step[-3:]]
+            interval.append(step._replace(**dict(zip(Step._fields[-3:], scalars, strict=True))))
+        return cls(**{**content, "interval": interval})
+
+
+class Logs:
+    """metrics.csv and TensorBoard of a run directory, begun with the rows that there already are.
+
+    They are written anew from those rows, so that a resumed run has each row once, whatever the
+    process before it had written after its last checkpoint.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any], progress: Progress) -> None:
+        temporary = path / "metrics.csv.tmp"
+        self._file = temporary.open("w", newline="")
         self._csv = csv.DictWriter(self._file, COLUMNS, lineterminator="\n")
         self._csv.writeheader()
+        shutil.rmtree(path / "tensorboard", ignore_errors=True)
         self._board = SummaryWriter(str(path / "tensorboard"))
-        self._delays: list[int] = []  # since the last histogram
-
-    def schedule(self, schedule: Schedule) -> None:
-        """Keeps the message log that is replayed."""
-        schedule.save(self.path / "schedule.csv.gz")
-
-    def hparams(self, values: Mapping[str, Any]) -> None:
-        """Opens the hparams session in this very run (``add_hparams`` would make a sub-run)."""
-        experiment, start, self._end = hparams(dict(values), {"error/test": 0.0, "dc/ratio": 0.0})
+        experiment, start, self._end = hparams(dict(settings), {"error/test": 0, "dc/ratio": 0})
         for part in (experiment, start):
             self._board.file_writer.add_summary(part)
+        for row in progress.rows:
+            self._append(row)
+        for push, counts in progress.histograms:
+            self._histogram(push, counts)
+        self.sync()
+        os.replace(temporary, path / "metrics.csv")
 
-    def log(self, row: Mapping[str, Any], delays: Sequence[int]) -> None:
-        """Appends one row to metrics.csv and to TensorBoard, and at an evaluation a histogram."""
-        self._csv.writerow({key: _number(row.get(key)) for key in COLUMNS})
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Appends one row."""
+        self._append(row)
         self._file.flush()
+
+    def histogram(self, push: int, counts: Sequence[int]) -> None:
+        """How often each delay from 0 on occurred since the last histogram."""
+        self._histogram(push, counts)
+
+    def sync(self) -> None:
+        """Waits until the disk has the rows."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self, finished: bool) -> None:
+        """Closes the files; a finished run's hparams session ends with it."""
+        if finished:
+            self._board.file_writer.add_summary(self._end)
+        self._board.close()
+        self._file.close()
+
+    def _append(self, row: Mapping[str, Any]) -> None:
+        self._csv.writerow({key: _number(row.get(key)) for key in COLUMNS})
         for tag, key in TENSORBOARD.items():
             if row.get(key) is not None:
                 self._board.add_scalar(tag, row[key], row["push"])
-        self._delays.extend(delays)
-        if "test_loss" in row:
-            bins = np.arange(max(self._delays) + 2) - 0.5  # one bin for each whole delay
-            counted = np.array(self._delays)
-            self._board.add_histogram("delay/histogram", counted, row["push"], bins=bins)
-            self._delays.clear()
 
-    def finish(self, summary: Mapping[str, Any]) -> None:
-        """Closes the logs, then writes summary.json."""
-        self._board.file_writer.add_summary(self._end)
-        self._board.close()
-        self._file.close()
-        write_json(self.path / "summary.json", summary)
+    def _histogram(self, push: int, counts: Sequence[int]) -> None:
+        delays = np.repeat(np.arange(len(counts)), counts)
+        bins = np.arange(len(counts) + 1) - 0.5  # one for each whole delay
+        self._board.add_histogram("delay/histogram", delays, push, bins=bins)
 
 
-def refuse_used(path: Path) -> None:
-    """Refuses a run directory that holds a run, finished or not, or that is no directory."""
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Makes the run directory and holds it: no other process can, until this one ends or dies."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path / ".lock", os.O_RDWR | os.O_CREAT)
+    except OSError as error:
+        raise BadInput("run_dir", path, f"cannot write there ({error.strerror})") from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadInput("run_dir", path, "another process is writing this run") from None
+        yield
+    finally:
+        os.close(handle)
+
+
+def status_of(path: Path) -> str | None:
+    """The status in a run directory's summary; "unfinished" without one; None: no run there."""
     if path.exists() and not path.is_dir():
         raise BadInput("run_dir", path, "that is a file; name a directory")
-    summary = path / "summary.json"
-    if summary.exists() or (path / "config.yaml").exists():
-        status = json.loads(summary.read_text())["status"] if summary.exists() else "unfinished"
-        raise BadInput(
-            "run_dir", path, f"already holds a run ({status}); name another directory or remove it"
-        )
+    if (path / "summary.json").exists():
+        try:
+            return str(json.loads((path / "summary.json").read_text())["status"])
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise BadInput("run_dir", path, f"its summary.json cannot be read ({error})") from None
+    return "unfinished" if (path / "config.yaml").exists() else None
+
+
+def refuse_other_run(cfg: DictConfig, path: Path) -> None:
+    """Refuses a directory whose run has another config, naming the differences."""
+    try:
+        theirs = flat(OmegaConf.load(path / "config.yaml"))
+    except (OSError, ValueError, YAMLError) as error:
+        raise BadInput("run_dir", path, f"holds no readable config.yaml ({error})") from None
+    ours = flat(cfg)
+    keys = [k for k in sorted(ours.keys() | theirs.keys()) if ours.get(k) != theirs.get(k)]
+    if keys:
+        told = ", ".join(f"{k}={theirs.get(k)} (now {ours.get(k)})" for k in keys[:3])
+        more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+        raise BadInput("run_dir", path, f"holds a run with {told}{more}; name another directory")
+
+
+def note_origin(
+    cfg: DictConfig,
+    path: Path,
+    schedule: Schedule,
+    here: Mapping[str, Any],
+    identity: Mapping[str, Any],
+    pushes: int,
+) -> None:
+    """Writes schedule, provenance and config; where the run goes on, adds to its provenance.
+
+    ``here`` tells of this process, ``identity`` of schedule and data. The config comes last: a
+    directory that has one has the others.
+    """
+    provenance = path / "provenance.json"
+    if pushes:
+        content = json.loads(provenance.read_text())
+        content.setdefault("resumed", []).append({"after_push": pushes, **here})
+        write_json(provenance, content)
+        return
+    schedule.save(path / "schedule.csv.gz")
+    seeds = OmegaConf.to_container(cfg.seeds, resolve=True)
+    write_json(provenance, {**here, **identity, "seeds": seeds})
+    write_text(path / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes JSON whole or not at all; what is not finite becomes null."""
     text = json.dumps({k: _finite(v) for k, v in content.items()}, indent=2, allow_nan=False)
+    write_text(path, text + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file whole or not at all, and waits until the disk has it."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text + "\n")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, path)
 
 
@@ -212,11 +318,12 @@ def _processor() -> str:
 
 
 def _git(*words: str) -> str | None:
-    here = Path(__file__).resolve().parent
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():  # installed: a repository around it would not be ours
+        return None
+    command = ["git", "-C", str(root), *words]
     try:
-        done = subprocess.run(
-            ["git", "-C", str(here), *words], capture_output=True, text=True, timeout=10
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -16,6 +16,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
+from dcasgd_repro.config import flat
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.schedule import Schedule, delay_table
 
@@ -42,8 +43,7 @@ RESULT = (  # key in summary.json, words, form, unit
 )
 ERRORS = ("test_error_best", "test_error_final", "test_error_last10", "train_error_final")
 KEPT = ("config.yaml", "provenance.json", "metrics.csv", "summary.json")
-# Keys in which runs of one configuration may differ.
-FREE = ("seed", "seeds", "run_dir", "root", "threads", "device", "exp", "scale")
+FREE = {"seed", "seeds", "threads", "device"}  # keys in which runs of one row may differ
 
 
 @dataclass(frozen=True)
@@ -87,18 +87,8 @@ class Run:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The resolved config, flat, less what may differ between seeds of one configuration."""
-
-        def walk(node: Any, at: str) -> dict[str, Any]:
-            if not isinstance(node, dict):
-                return {at: node}
-            kept = {k: v for k, v in node.items() if k not in FREE}
-            return {
-                leaf: value
-                for key, child in kept.items()
-                for leaf, value in walk(child, f"{at}.{key}" if at else str(key)).items()
-            }
-
-        return walk(OmegaConf.to_container(OmegaConf.load(self.path / "config.yaml")), "")
+        content = flat(OmegaConf.load(self.path / "config.yaml"))
+        return {k: v for k, v in content.items() if not FREE & set(k.split("."))}
 
     @cached_property
     def metrics(self) -> pd.DataFrame:

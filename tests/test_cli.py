@@ -174,7 +174,7 @@ def test_report_tells_configurations_apart(call) -> None:
         (["train", "schedule=file", "schedule.path=bad.csv"], "schedule.path=bad.csv:3: "),
         (["train", "schedule=file", "schedule.path=gone.csv"], "schedule.path=gone.csv: "),
         (["train", "schedule=sequential"], "workers=8: "),
-        (["train", "run_dir=used"], "run_dir=used: already holds a run (finished)"),
+        (["train", "run_dir=used"], "run_dir=used: holds no readable config.yaml"),
         (["train", "run_dir=empty.csv"], "run_dir=empty.csv: that is a file"),
         (["train", "device=cuda"], "device=cuda: torch sees no CUDA device here; use device=cpu"),
         (["train", "task=quadratic", "model.depth=20"], "model.depth=20: "),

@@ -16,7 +16,8 @@ EXPERIMENTS = sorted(path.stem for path in (cli.CONF / "exp").glob("*.yaml"))
 RULES = sorted(path.stem for path in (cli.CONF / "rule").glob("*.yaml"))
 SCHEDULES = sorted(path.stem for path in (cli.CONF / "schedule").glob("*.yaml"))
 THREE_PUSHES = ["task=synthetic", "images=48", "batch=2", "epochs=0.125", "test_images=8"]
-FILES = ["config.yaml", "metrics.csv", "provenance.json", "schedule.csv.gz", "summary.json"]
+FILES = [".lock", "checkpoint.pt", "config.yaml", "metrics.csv", "provenance.json"]
+FILES += ["schedule.csv.gz", "summary.json"]
 
 
 def composed(*overrides: str) -> DictConfig:

@@ -11,9 +11,9 @@ PACKAGE = Path(__file__).parents[1] / "dcasgd_repro"
 FLOORS = [
     {"errors", "__init__"},
     {"models", "data"},
-    {"schedule", "rules", "lr"},
+    {"schedule", "rules", "lr", "faults"},
     {"simulate", "tasks", "optim", "config"},
-    {"record"},
+    {"record", "checkpoint"},
     {"experiment", "report"},
     {"cli"},
 ]

@@ -1,0 +1,128 @@
+"""Checkpoints: the whole asynchronous state, written so that a crash leaves the last one good.
+
+A file is one header line (name, format, sha256 of what follows) and a ``torch.save`` archive of
+plain containers and tensors, which is read without unpickling code. A vector that several workers
+share is stored once, since they share its storage.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dcasgd_repro.errors import BadInput
+from dcasgd_repro.simulate import Server
+
+MAGIC, FORMAT = b"dcasgd-checkpoint", 1
+NEWEST, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
+SERVER = ("w", "t", "pushes", "w_bak", "sent", "sent_at", "batches")
+
+
+def save(folder: Path, content: Mapping[str, Any]) -> None:
+    """Makes ``content`` the folder's newest checkpoint; the one before it becomes the previous.
+
+    Written under a temporary name and flushed to the disk before any name changes, so whenever
+    the machine stops, one of the two is whole. Raises OSError.
+    """
+    buffer = io.BytesIO()
+    torch.save(dict(content), buffer)
+    body = buffer.getvalue()
+    header = b"%s %d %s\n" % (MAGIC, FORMAT, hashlib.sha256(body).hexdigest().encode())
+    temporary = folder / (NEWEST + ".tmp")
+    write_through(temporary, header + body)
+    if (folder / NEWEST).exists():
+        os.replace(folder / NEWEST, folder / PREVIOUS)
+    os.replace(temporary, folder / NEWEST)
+    sync_folder(folder)
+
+
+def load(folder: Path, device: torch.device) -> dict[str, Any] | None:
+    """The newest whole checkpoint, or None where there is none.
+
+    Raises BadInput for a newer format, and where every checkpoint there is damaged.
+    """
+    damaged = None
+    for name in (NEWEST, PREVIOUS):
+        path = folder / name
+        if path.exists():
+            try:
+                return read(path, device)
+            except Damaged as error:
+                damaged = error
+    if damaged is not None:
+        raise BadInput("checkpoint", damaged, "no whole one is left; remove run_dir and start anew")
+    return None
+
+
+class Damaged(Exception):
+    """A checkpoint that is not what its header says."""
+
+
+def read(path: Path, device: torch.device) -> dict[str, Any]:
+    """One checkpoint file. Raises Damaged, or BadInput for a newer format."""
+    header, _, body = path.read_bytes().partition(b"\n")
+    words = header.split(b" ")
+    if len(words) != 3 or words[0] != MAGIC or not words[1].isdigit():
+        raise Damaged(f"{path} (no checkpoint)")
+    if int(words[1]) > FORMAT:
+        remedy = f"its format {int(words[1])} is newer than this program's {FORMAT}; update it"
+        raise BadInput("checkpoint", path, remedy)
+    if hashlib.sha256(body).hexdigest().encode() != words[2]:
+        raise Damaged(f"{path} (sha256 differs)")
+    try:
+        content: dict[str, Any] = torch.load(
+            io.BytesIO(body), map_location=device, weights_only=True
+        )
+    except pickle.UnpicklingError as error:
+        raise Damaged(f"{path} (holds more than plain data)") from error
+    return content
+
+
+def pack(server: Server) -> dict[str, Any]:
+    """The server's state in plain containers."""
+    state = {name: getattr(server, name) for name in SERVER}
+    return {**state, "rule": plain(server.state)}
+
+
+def unpack(server: Server, content: Mapping[str, Any]) -> None:
+    """Puts a packed state into a fresh server of the same rule and number of workers."""
+    for name in SERVER:
+        setattr(server, name, content[name])
+    server.state = shaped(server.state, content["rule"])
+
+
+def plain(state: Any) -> Any:
+    """A rule's state without its classes: named tuples become tuples."""
+    return tuple(plain(part) for part in state) if isinstance(state, tuple) else state
+
+
+def shaped(like: Any, state: Any) -> Any:
+    """``state`` with the classes of ``like``, the rule's own fresh state."""
+    if not isinstance(like, tuple):
+        return state
+    parts = [shaped(a, b) for a, b in zip(like, state, strict=True)]
+    return type(like)(*parts) if hasattr(like, "_fields") else tuple(parts)
+
+
+def write_through(path: Path, content: bytes) -> None:
+    """Writes a file and waits until the disk has it."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Waits until the disk has the folder's names."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

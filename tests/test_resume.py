@@ -1,0 +1,344 @@
+"""Stopping and going on: kills, signals, damaged files, full disks, two processes."""
+
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torture
+from hydra import compose, initialize_config_module
+from omegaconf import DictConfig, OmegaConf
+
+from dcasgd_repro import checkpoint, experiment, record, report
+from dcasgd_repro.errors import BadInput, Failure
+from dcasgd_repro.rules import DCASGDa
+from dcasgd_repro.simulate import Server
+
+CELL = ["rule=dcasgd_a", "rule.mean_square=worker", "rule.momentum=0.9"]
+
+
+def quiet(cfg: DictConfig) -> Path:
+    return experiment.run(cfg, say=lambda line: None)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return quiet(torture.config(CELL, tmp_path_factory.mktemp("whole") / "run"))
+
+
+def stop_at(push: int, monkeypatch: pytest.MonkeyPatch, number: int = signal.SIGINT) -> None:
+    """Sends this process a signal as the given push ends."""
+    receive = Server.receive_gradient
+
+    def signalled(server: Server, *arguments: object) -> object:
+        result = receive(server, *arguments)
+        if server.pushes == push:
+            os.kill(os.getpid(), number)
+        return result
+
+    monkeypatch.setattr(Server, "receive_gradient", signalled)
+
+
+def test_ten_kills(tmp_path: Path) -> None:
+    rng = random.Random(time.time_ns())
+    cells = torture.CELLS[-1], torture.CELLS[4]
+    tallies = [torture.torture(cell, 5, tmp_path / str(k), rng) for k, cell in enumerate(cells)]
+    assert [t.kills for t in tallies] == [5, 5]
+    assert [t.mismatches for t in tallies] == [[], []]
+
+
+@pytest.mark.parametrize("push", [1, 7, 16, 33, 63])
+def test_every_stop_goes_on_to_the_same_bits(
+    push: int, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = torture.config(CELL, tmp_path / "run")
+    with monkeypatch.context() as patched:
+        stop_at(push, patched, signal.SIGTERM if push % 2 else signal.SIGINT)
+        run = quiet(cfg)
+    summary = report.Run.read(run).summary
+    assert (summary["status"], summary["pushes"]) == ("interrupted", push)
+    assert summary["stopped_by"] == ("SIGTERM" if push % 2 else "SIGINT")
+    assert list(torture.differences(run, whole))  # it is not whole yet
+    quiet(cfg)
+    assert list(torture.differences(run, whole)) == []
+    resumed = json.loads((run / "provenance.json").read_text())["resumed"]
+    assert [r["after_push"] for r in resumed] == [push]
+
+
+def test_a_finished_run_is_left_alone(whole: Path) -> None:
+    before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in whole.rglob("*") if p.is_file()}
+    said: list[str] = []
+    cfg = OmegaConf.merge(torture.config(CELL, whole), {"resume": "never"})
+    assert experiment.run(cfg, say=said.append) == whole
+    assert "finished already" in said[0]
+    assert before == {
+        p: (p.stat().st_mtime_ns, p.read_bytes()) for p in whole.rglob("*") if p.is_file()
+    }
+
+
+def test_without_run_dir_the_unfinished_run_of_this_config_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cfg = torture.config(CELL, Path("x"))
+    cfg.run_dir = None
+    with monkeypatch.context() as patched:
+        stop_at(9, patched)
+        first = quiet(cfg)
+    other = OmegaConf.merge(cfg, {"seed": 5})
+    assert quiet(other) != first
+    assert quiet(OmegaConf.merge(cfg, {"resume": "never", "log_every": 6})) != first
+    assert quiet(cfg) == first
+    assert report.Run.read(first).summary["status"] == "finished"
+    time.sleep(1.1)  # names carry the second
+    assert quiet(cfg) != first  # finished: the same command makes a new run
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"seed": 3}, "seed=0 (now 3)"),
+        ({"workers": 2}, "workers=4 (now 2)"),
+        ({"rule": {"lam0": 1.5}}, "rule.lam0=2.0 (now 1.5)"),
+        ({"log_every": 7}, "log_every=5 (now 7)"),
+    ],
+)
+def test_another_config_is_refused_by_its_difference(
+    change: dict, told: str, whole: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(BadInput) as refused:
+        quiet(OmegaConf.merge(torture.config(CELL, whole), change))
+    assert told in str(refused.value)
+    assert str(refused.value).startswith(f"run_dir={whole}: holds a run with ")
+
+
+def test_keys_that_change_no_number_may_differ(whole: Path) -> None:
+    cfg = OmegaConf.merge(torture.config(CELL, whole), {"checkpoint": {"every_s": 9}, "exp": "x"})
+    assert quiet(cfg) == whole
+
+
+def interrupted(place: Path, monkeypatch: pytest.MonkeyPatch, push: int = 20) -> DictConfig:
+    cfg = torture.config(CELL, place / "run")
+    with monkeypatch.context() as patched:
+        stop_at(push, patched)
+        quiet(cfg)
+    return cfg
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_previous(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = interrupted(tmp_path, monkeypatch)
+    newest = tmp_path / "run" / checkpoint.NEWEST
+    content = newest.read_bytes()
+    newest.write_bytes(content[:-100])  # truncated
+    assert list(torture.differences(quiet(cfg), whole)) == []
+
+
+def test_two_damaged_checkpoints_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = interrupted(tmp_path, monkeypatch)
+    for name in (checkpoint.NEWEST, checkpoint.PREVIOUS):
+        path = tmp_path / "run" / name
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    with pytest.raises(BadInput, match=r"^checkpoint=.*sha256 differs"):
+        quiet(cfg)
+
+
+def test_a_newer_format_and_another_schedule_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = interrupted(tmp_path, monkeypatch)
+    newest = tmp_path / "run" / checkpoint.NEWEST
+    kept = newest.read_bytes()
+    newest.write_bytes(kept.replace(b"checkpoint 1 ", b"checkpoint 2 ", 1))
+    with pytest.raises(BadInput, match="its format 2 is newer than this program's 1"):
+        quiet(cfg)
+    newest.write_bytes(kept)
+    saved = checkpoint.read(newest, torch.device("cpu"))
+    checkpoint.save(tmp_path / "run", {**saved, "schedule_sha256": "f" * 64})
+    with pytest.raises(BadInput, match="another schedule_sha256: ffff"):
+        quiet(cfg)
+
+
+def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple:
+            return os.system, (f"touch {tmp_path / 'owned'}",)
+
+    checkpoint.save(tmp_path, {"server": Evil()})
+    with pytest.raises(BadInput, match=r"^checkpoint="):
+        checkpoint.load(tmp_path, torch.device("cpu"))
+    assert not (tmp_path / "owned").exists()
+
+
+def test_each_distinct_vector_is_stored_once(tmp_path: Path) -> None:
+    w = torch.arange(100_000, dtype=torch.float64)
+    server = Server(DCASGDa(), w, workers=64)
+    for m in range(64):
+        server.receive_pull(m)
+    checkpoint.save(tmp_path, checkpoint.pack(server))
+    size = (tmp_path / checkpoint.NEWEST).stat().st_size
+    assert size < 2.1 * w.numel() * 8  # w and MeanSquare, though 64 workers hold w twice
+    twin = Server(DCASGDa(), torch.zeros_like(w), workers=64)
+    checkpoint.unpack(twin, checkpoint.load(tmp_path, torch.device("cpu")))
+    assert torch.equal(twin.w_bak[5], w)
+    assert len({v.data_ptr() for v in (twin.w, *twin.w_bak, *twin.sent)}) == 1
+    assert type(twin.state) is type(server.state)
+
+
+WRITES = ["checkpoint.pt.tmp", "metrics.csv.tmp", "summary.json.tmp", "provenance.json.tmp"]
+
+
+@pytest.mark.parametrize("name", [*WRITES, "config.yaml.tmp", "schedule.csv.gz"])
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO, errno.EACCES])
+def test_a_failing_disk_is_one_line_and_the_run_goes_on_later(
+    name: str, error: int, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first, or a later, attempt to open the file for writing fails."""
+    cfg = torture.config(CELL, tmp_path / "run")
+    opened = 0
+    real = Path.open
+
+    def failing(path: Path, mode: str = "r", *rest: object, **keys: object) -> object:
+        nonlocal opened
+        if path.name.startswith(name) and "r" not in mode:
+            opened += 1
+            if opened == (30 if name == WRITES[0] else 1):
+                raise OSError(error, os.strerror(error), str(path))
+        return real(path, mode, *rest, **keys)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", failing)
+        if name == "schedule.csv.gz":
+            patched.setattr("dcasgd_repro.schedule.Schedule.save", _raiser(error))
+        with pytest.raises(Failure) as failed:
+            quiet(cfg)
+    assert os.strerror(error) in str(failed.value)
+    assert "\n" not in str(failed.value)
+    assert list(torture.differences(quiet(cfg), whole)) == []
+
+
+def _raiser(error: int) -> object:
+    def fails(*arguments: object) -> None:
+        raise OSError(error, os.strerror(error), "schedule.csv.gz")
+
+    return fails
+
+
+@pytest.mark.parametrize("at", range(24))
+def test_a_kill_at_each_step_of_a_checkpoint(at: int, whole: Path, tmp_path: Path) -> None:
+    """The process dies just before its n-th rename, fsync or write of the run's files."""
+    cfg = torture.config(CELL, tmp_path / "run")
+    child = os.fork()
+    if child == 0:
+        calls = 0
+
+        def dying(real: object) -> object:
+            def call(*arguments: object, **keys: object) -> object:
+                nonlocal calls
+                calls += 1
+                if calls > at:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return real(*arguments, **keys)
+
+            return call
+
+        for name in ("replace", "fsync"):
+            setattr(os, name, dying(getattr(os, name)))
+        os.close(2)
+        quiet(cfg)
+        os._exit(0)
+    assert torture.finish(child) == -signal.SIGKILL
+    assert list(torture.differences(quiet(cfg), whole)) == []
+
+
+def test_a_second_process_is_refused(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    refused = pytest.raises(BadInput, match="another process is writing this run")
+    with record.locked(run), refused:
+        quiet(torture.config(CELL, run))
+    assert not (run / "config.yaml").exists()
+    child = os.fork()
+    if child == 0:
+        held = record.locked(run)
+        held.__enter__()
+        (run / "held").touch()
+        time.sleep(60)
+    while not (run / "held").exists():
+        time.sleep(0.01)
+    with pytest.raises(BadInput, match="another process"), record.locked(run):
+        pass
+    os.kill(child, signal.SIGKILL)
+    torture.finish(child)
+    with record.locked(run):  # the lock died with its owner
+        pass
+
+
+def test_out_of_memory_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def starved(server: Server, *arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
+
+    cfg = torture.config(CELL, tmp_path / "run")
+    monkeypatch.setattr(Server, "receive_gradient", starved)
+    with pytest.raises(Failure, match=r"out of memory \(CUDA out of memory.*2 GiB\); the last"):
+        quiet(cfg)
+    assert report.Run.read(tmp_path / "run").summary["status"] == "failed"
+
+
+def test_divergence_names_the_push(tmp_path: Path) -> None:
+    with initialize_config_module("dcasgd_repro.conf", version_base="1.3"):
+        overrides = ["scale=smoke", "task=quadratic", "rule=asgd", "workers=1", "batch=1"]
+        overrides += ["lr.base=1e100", "task.curvature=[1.0]", f"run_dir={tmp_path / 'run'}"]
+        cfg = compose("config", overrides=overrides)
+    summary = report.Run.read(quiet(cfg)).summary
+    # w goes 1, -1e100, 1e200, ...: the loss w^2 / 2 is infinite when w is 1e200, at push 3.
+    assert (summary["status"], summary["diverged_at_push"]) == ("diverged", 3)
+    text = (tmp_path / "run" / "metrics.csv").read_text()
+    assert quiet(cfg) == tmp_path / "run"  # it has ended: left alone
+    assert (tmp_path / "run" / "metrics.csv").read_text() == text
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_at_the_command_line(number: int, tmp_path: Path) -> None:
+    """The exit code is the signal's, the last line says how to go on, and it does."""
+    command = [
+        sys.executable, "-m", "dcasgd_repro.cli", "train", *torture.SMALL, *CELL, "epochs=300",
+        "run_dir=X", "checkpoint.every_s=60",
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    metrics = tmp_path / "X" / "metrics.csv"
+    while not (metrics.exists() and metrics.read_text().count("\n") > 3):
+        time.sleep(0.05)
+        assert process.poll() is None
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    name = signal.Signals(number).name
+    assert err.splitlines()[-1].startswith(f"dcasgd-repro: {name} after push ")
+    assert "to go on: the same command" in err
+    assert "Traceback" not in err
+
+
+def test_a_second_signal_exits_at_once(tmp_path: Path) -> None:
+    child = os.fork()
+    if child == 0:
+        with experiment.Stop():
+            os.kill(os.getpid(), signal.SIGTERM)
+            (tmp_path / "first").touch()
+            os.kill(os.getpid(), signal.SIGINT)
+            (tmp_path / "second").touch()
+        os._exit(0)
+    assert torture.finish(child) == 130
+    assert (tmp_path / "first").exists()
+    assert not (tmp_path / "second").exists()
