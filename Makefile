@@ -41,7 +41,6 @@ laptop: $(LAPTOP:=/summary.json) ## five rules, three seeds, scale=laptop (make 
 	$(RUN) report outputs/laptop --out results/laptop
 
 outputs/laptop/cifar_%/summary.json: | data
-	rm -rf $(@D)
 	$(RUN) train +exp=cifar_$(firstword $(subst -, ,$*)) scale=laptop seed=$(lastword $(subst -, ,$*)) \
 	  threads=1 run_dir=$(@D)
 

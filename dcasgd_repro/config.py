@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,27 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dcasgd_repro.errors import BadInput, check_choice, check_number, check_whole
 from dcasgd_repro.schedule import Schedule
+
+MAX_PUSHES = 100_000_000  # a log of them takes about 13 GB
+MAX_SEED = 2**63 - 1  # torch's
+
+# Keys inside groups that conf/ fills in from a key outside: the one on the right is the user's.
+LINKS = {
+    "rule.batch": "batch",
+    "schedule.workers": "workers",
+    "schedule.seed": "seeds.schedule",
+    "task.seed": "seeds.data",
+    "task.model.depth": "model.depth",
+    "task.model.width": "model.width",
+    "task.model.norm": "model.norm",
+    "task.data.root": "data.root",
+    "task.data.workers": "workers",
+    "task.data.batch": "batch",
+    "task.data.seed": "seeds.data",
+    "task.data.augment": "augment",
+    "task.data.train_images": "images",
+    "task.data.test_images": "test_images",
+}
 
 
 @dataclass(frozen=True)
@@ -30,6 +52,9 @@ class Length:
         check_whole("images", self.images)
         check_whole("batch", self.batch)
         check_number("epochs", self.epochs, ends="()")
+        if self.epochs * self.images / self.batch > MAX_PUSHES:
+            most = MAX_PUSHES * self.batch / self.images
+            raise BadInput("epochs", self.epochs, f"give at most {most:g}: {MAX_PUSHES:,} pushes")
 
     @property
     def pushes(self) -> int:
@@ -48,12 +73,17 @@ class Length:
 
 def length_of(cfg: DictConfig) -> Length:
     """The run's length, once the keys that belong to no group have been checked."""
+    present = flat(cfg, apart=())
     for key in ("workers", "log_every"):
         check_whole(key, cfg[key])
-    check_whole("seed", cfg.seed, 0)
+    check_whole("seed", cfg.seed, 0, MAX_SEED)
     for key, value in cfg.seeds.items():
-        check_whole(f"seeds.{key}", value, 0)
+        check_whole(f"seeds.{key}", value, 0, MAX_SEED)
     check_number("eval_every", cfg.eval_every, ends="()")
+    for inside, source in LINKS.items():
+        value, meant = OmegaConf.select(cfg, inside), OmegaConf.select(cfg, source)
+        if inside in present and value != meant:
+            raise BadInput(inside, value, f"set {source}={value} instead, which all parts read")
     check_choice("augment", cfg.augment, (True, False))
     return Length(cfg.images, cfg.batch, cfg.epochs)
 
@@ -114,13 +144,13 @@ def task_name(cfg: DictConfig) -> str:
 APART = ("run_dir", "root", "exp", "scale", "resume", "checkpoint")
 
 
-def flat(cfg: Any) -> dict[str, Any]:
-    """A resolved config as {dotted key: value}, less the keys in APART."""
+def flat(cfg: Any, apart: Sequence[str] = APART) -> dict[str, Any]:
+    """A resolved config as {dotted key: value}, less the keys in ``apart``."""
 
     def walk(node: Any, at: str) -> dict[str, Any]:
         if not isinstance(node, dict):
             return {at: node}
-        inside = [(f"{at}.{k}" if at else str(k), v) for k, v in node.items() if k not in APART]
+        inside = [(f"{at}.{k}" if at else str(k), v) for k, v in node.items() if k not in apart]
         return {leaf: value for key, child in inside for leaf, value in walk(child, key).items()}
 
     return walk(OmegaConf.to_container(cfg, resolve=True), "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ from dcasgd_repro.config import (
     Length,
     build,
     config_hash,
+    flat,
     length_of,
     named,
     schedule_of,
@@ -30,6 +32,7 @@ from dcasgd_repro.config import (
 from dcasgd_repro.errors import BadInput, check_choice, check_number, check_whole
 from dcasgd_repro.faults import Stop, machine_faults
 from dcasgd_repro.models import ResNet
+from dcasgd_repro.rules import Rule
 from dcasgd_repro.schedule import PUSH, Schedule
 from dcasgd_repro.simulate import Server, Step
 
@@ -45,7 +48,6 @@ def run(cfg: DictConfig, argv: Sequence[str] = (), say: Callable[[str], None] = 
     """
     length, device = length_of(cfg), set_device(cfg)
     rule, leaf, rate, engine = (build(cfg, key) for key in ("rule", "task", "lr", "engine"))
-    schedule = schedule_of(cfg, length.pushes)
     check_number("checkpoint.every_s", cfg.checkpoint.every_s)
     path = run_dir(cfg)
     if (status := record.status_of(path)) is not None:
@@ -53,23 +55,27 @@ def run(cfg: DictConfig, argv: Sequence[str] = (), say: Callable[[str], None] = 
     if status in ENDED:
         say(f"run_dir {path} holds this very run, {status} already; nothing to do")
         return path
-    try:
-        task = leaf.on(device)
-    except BadInput as error:
-        raise named(cfg, "task.data", error) from None
-    server = Server(rule, task.initial(cfg.seeds.initial), cfg.workers, cfg.backup)
-    experiment = Experiment(cfg, path, length, schedule, task, server, rate, engine)
-
-    with record.locked(path), machine_faults(path):
-        if record.status_of(path) in ENDED:  # by another process, just now
-            return path
-        experiment.resume(device)
-        say(describe(cfg, rule, length, len(server.w), device, path))
-        if server.pushes:
-            say(f"going on  after push {server.pushes:,} of {length.pushes:,}")
-        here = {"argv": list(argv), "engine": cfg.engine._target_, **record.environment(device)}
-        record.note_origin(cfg, path, schedule, here, experiment.identity, server.pushes)
-        experiment.drive()
+    with machine_faults(path):
+        schedule = schedule_of(cfg, length.pushes)
+        try:
+            task = leaf.on(device)
+        except BadInput as error:
+            raise named(cfg, "task.data", error) from None
+        server = Server(rule, task.initial(cfg.seeds.initial), cfg.workers, cfg.backup)
+        experiment = Experiment(cfg, path, length, schedule, task, server, rate, engine)
+        with record.locked(path):
+            if record.status_of(path) in ENDED:  # by another process, just now
+                return path
+            experiment.resume(device)
+            say(describe(cfg, rule, length, len(server.w), device, path))
+            for note in notes(cfg, rule, schedule):
+                say(f"note      {note}")
+            if server.pushes:
+                say(f"going on  after push {server.pushes:,} of {length.pushes:,}")
+            here = {"argv": list(argv), "engine": cfg.engine._target_}
+            here |= record.environment(device)
+            record.note_origin(cfg, path, schedule, here, experiment.identity, server.pushes)
+            experiment.drive()
     return path
 
 
@@ -112,7 +118,7 @@ class Experiment:
             outcome = self._loop(logs)
             self._keep(logs)
         finally:
-            logs.close(outcome["status"] in ENDED)
+            logs.close(outcome["status"] == FINISHED)
             record.write_json(self.path / "summary.json", self._summary(outcome))
 
     def _steps(self) -> Iterator[Step]:
@@ -149,6 +155,8 @@ class Experiment:
                     with clock.paused():
                         row = self._row(logs, evaluate and diverged is None)
                     bar.set_postfix(display(row, progress.rows), refresh=False)
+                    if not math.isfinite(row.get("test_loss", 0.0)):
+                        diverged = step.push
                     if diverged is not None:
                         return {"status": DIVERGED, "diverged_at_push": diverged}
                 if stop.signal is not None:
@@ -203,6 +211,7 @@ class Experiment:
             "epochs": self.length.epoch(server.pushes),
             **record.totals(self.progress.rows),
             "checkpoint_s": self.progress.checkpoint_s,
+            "in_rounds": self.schedule.in_rounds,
             "schedule_sha256": self.identity["schedule_sha256"],
             "weights_sha256": record.weights_sha256(server.w),
         }
@@ -248,7 +257,7 @@ def display(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, st
 def set_device(cfg: DictConfig) -> torch.device:
     """The device, and torch's threads. auto is CUDA where torch sees one, else the CPU."""
     if cfg.threads is not None:
-        check_whole("threads", cfg.threads)
+        check_whole("threads", cfg.threads, 1, 1024)
         torch.set_num_threads(cfg.threads)
     check_choice("device", cfg.device, ("auto", "cpu", "cuda"))
     found = torch.cuda.is_available()
@@ -264,6 +273,8 @@ def run_dir(cfg: DictConfig) -> Path:
     """
     check_choice("resume", cfg.resume, ("auto", "never"))
     if cfg.run_dir is not None:
+        if not str(cfg.run_dir).strip():
+            raise BadInput("run_dir", cfg.run_dir, "name a directory")
         return Path(str(cfg.run_dir))
     name = cfg.exp or f"{task_name(cfg)}_{cfg.rule._target_.rsplit('.', 1)[-1].lower()}"
     place, mark = Path("outputs") / name, config_hash(cfg)[:8]
@@ -329,12 +340,25 @@ def seconds_per_gradient(device: torch.device, repeats: int = 2) -> float:
     return (time.perf_counter() - start) / repeats
 
 
+def notes(cfg: DictConfig, rule: Rule, schedule: Schedule) -> Iterator[str]:
+    """What a reader of the config may not expect of it."""
+    if rule.for_rounds and not schedule.in_rounds:
+        yield f"no barrier: {rule.name} averages gradients as they come (schedule.barrier=true)"
+    if cfg.backup == "push" and not pulls_later(schedule):
+        yield "every pull rides on a push here, so backup=push is backup=pull: see request_share"
+
+
+def pulls_later(schedule: Schedule) -> bool:
+    """Whether another worker's push ever comes between a worker's push and its next pull."""
+    sender, reads = schedule.worker[schedule.kind == PUSH], schedule.reads()
+    order = np.argsort(sender, kind="stable")
+    same = sender[order][1:] == sender[order][:-1]
+    return bool(np.any(same & (reads[order][1:] != order[:-1] + 1)))
+
+
 def hparams(cfg: DictConfig) -> dict[str, Any]:
-    """The config's scalars that TensorBoard's hparams table shows."""
-    keys = ("workers", "seed", "batch", "epochs", "backup", "augment")
-    content: dict[str, Any] = {key: cfg[key] for key in keys}
-    for group in ("rule", "lr", "schedule"):
-        for key, value in cfg[group].items():
-            if isinstance(value, int | float | str | bool):
-                content[f"{group}.{key.strip('_')}"] = value
-    return content
+    """The resolved config as TensorBoard's hparams table takes it: scalars, lists as text."""
+    return {
+        key: value if isinstance(value, int | float | str | bool) else str(value)
+        for key, value in flat(cfg).items()
+    }

@@ -14,20 +14,23 @@ import torch
 
 from dcasgd_repro.errors import Failure
 
-GO_ON = "the last checkpoint is good: mend this and give the same command again"
-
 
 @contextlib.contextmanager
 def machine_faults(path: Path) -> Iterator[None]:
     """Turns a full disk, a lost permission or exhausted memory into a Failure, in one line."""
     try:
         yield
-    except OSError as error:
-        what = f"{error.strerror or error} ({error.filename or 'a file of the run'})"
-        raise Failure(f"run_dir={path}: {what}; {GO_ON}") from error
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        what = str(error).splitlines()[0] if str(error) else "no memory left"
-        raise Failure(f"run_dir={path}: out of memory ({what}); {GO_ON}") from error
+    except (OSError, MemoryError, RuntimeError) as error:
+        text = (str(error).splitlines() or [""])[0]
+        if isinstance(error, OSError):
+            what = f"{error.strerror or text} ({error.filename or 'a file of the run'})"
+        elif isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate" in text:
+            what = f"out of memory ({text})"  # the host's allocator raises a bare RuntimeError
+        else:
+            raise
+        good = "the last checkpoint is good; " if any(path.glob("checkpoint*.pt")) else ""
+        advice = f"{good}mend this and give the same command again"
+        raise Failure(f"run_dir={path}: {what}; {advice}") from error
 
 
 class Stop:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from dcasgd_repro.errors import BadInput
+from dcasgd_repro.errors import BadInput, check_number, check_whole
 from dcasgd_repro.rules import Arrival, Rule
 
 _NOT_NEGATIVE = ("lr", "momentum", "lamda", "weight_decay")
@@ -168,29 +168,48 @@ class RuleOptimizer(torch.optim.Optimizer):
     State per parameter: ``rule``, what the rule keeps (MeanSquare, velocity).
 
     A rule is element-wise, so this equals ``simulate`` on the flattened parameters bit for bit.
+    Every step needs every gradient where a rule counts arrivals (SSGD).
 
-    Raises ``BadInput`` for a bad ``lr`` or ``workers``, or a backup of another length, and
-    ``RuntimeError`` for a sparse gradient.
+    Raises ``BadInput`` for what cannot be meant: a bad ``lr``, ``rule`` or ``workers``, a worker
+    out of range, a backup of other shapes or one that is the live parameters (the correction would
+    be zero for ever), a ``state_dict`` of another rule; ``RuntimeError`` for a sparse gradient.
     """
 
     rule: Rule
     workers: int
 
     def __init__(self, params: ParamsT, rule: Rule, lr: float = 0.1, workers: int = 1) -> None:
-        if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
-            raise BadInput("workers", workers, "give a whole number >= 1")
-        if not (isinstance(lr, numbers.Real) and 0 <= lr < math.inf):
-            raise BadInput("lr", lr, "give a finite number >= 0")
+        if not isinstance(rule, Rule):
+            raise BadInput("rule", rule, "give a rule of dcasgd_repro.rules, as DCASGDa()")
+        check_whole("workers", workers)
         self.rule, self.workers = rule, workers
-        super().__init__(params, {"lr": lr})
+        # The rule's text travels in the groups, so that a state_dict says what it belongs to.
+        super().__init__(params, {"lr": lr, "rule": f"{rule}, workers={workers}"})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add real parameters, with their own ``lr`` if they have one."""
+        check_number("lr", {**self.defaults, **param_group}["lr"])
+        super().add_param_group(param_group)
+        if any(p.is_complex() for p in param_group["params"]):
+            self.param_groups.pop()
+            raise BadInput("params", "complex", "real tensors; g * g has no complex meaning here")
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over the state of an optimizer with the same rule and number of workers."""
+        for group in state_dict["param_groups"]:
+            if group.get("rule") != self.defaults["rule"]:
+                remedy = f"this optimizer's is {self.defaults['rule']}"
+                raise BadInput("state_dict rule", group.get("rule"), remedy)
+        super().load_state_dict(state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
         # torch's own names only defaults, state and groups; a copy needs the rule too.
         return {**super().__getstate__(), "rule": self.rule, "workers": self.workers}
 
-    def pull(self) -> list[Tensor]:
-        """A copy of the parameters, in order: what a worker computes at, and its backup."""
-        return [p.detach().clone() for group in self.param_groups for p in group["params"]]
+    def pull(self, worker: int = 0) -> list[Tensor]:
+        """A copy of what a pulling worker receives, in order: its weights, and its backup."""
+        sends = self.rule.sends
+        return [sends(p.detach(), self._state(p), worker).clone() for _, p in self._pairs()]
 
     @torch.no_grad()
     def step(  # type: ignore[override]
@@ -201,28 +220,41 @@ class RuleOptimizer(torch.optim.Optimizer):
         closure: Callable[[], float] | None = None,
     ) -> float | None:
         """One gradient arrives, taken at ``backup``; parameters without a gradient stay."""
+        self._check_arrival(backup, worker)
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        pairs = [(group, p) for group in self.param_groups for p in group["params"]]
-        if len(backup) != len(pairs):
-            raise BadInput("backup", f"{len(backup)} tensors", f"give {len(pairs)}, as pull() does")
-        for (group, p), w_bak in zip(pairs, backup, strict=True):
+        for (group, p), w_bak in zip(self._pairs(), backup, strict=True):
             if p.grad is None:
                 continue
             if p.grad.layout != torch.strided:
                 raise RuntimeError("RuleOptimizer does not support sparse gradients")
-            state = self._unpacked(p)
             arrival = Arrival(p.grad, p.detach(), w_bak, worker, delay, group["lr"])
-            direction, state, _ = self.rule.direction(arrival, state)
-            # Plain containers only: torch copies and casts them in load_state_dict.
-            self.state[p]["rule"] = state._asdict() if hasattr(state, "_asdict") else state
+            direction, state, _ = self.rule.direction(arrival, self._state(p))
+            # Plain containers only, which torch copies and casts in load_state_dict; replaced, not
+            # written to, so that an earlier state_dict() stays what it was.
+            packed = state._asdict() if hasattr(state, "_asdict") else state
+            self.state[p] = {"rule": packed}
             if direction is not None:
                 p.add_(direction, alpha=-group["lr"])
         return loss
 
-    def _unpacked(self, p: Tensor) -> Any:
+    def _pairs(self) -> list[tuple[dict[str, Any], Tensor]]:
+        return [(group, p) for group in self.param_groups for p in group["params"]]
+
+    def _check_arrival(self, backup: Sequence[Tensor], worker: int) -> None:
+        check_whole("worker", worker, 0, self.workers - 1)
+        parameters = [p for _, p in self._pairs()]
+        if not isinstance(backup, Sequence):
+            raise BadInput("backup", type(backup).__name__, "give the list that pull() returned")
+        if [b.shape for b in backup] != [p.shape for p in parameters]:
+            what = f"{len(backup)} tensors"
+            raise BadInput("backup", what, f"give {len(parameters)} of the parameters' shapes")
+        if any(b.data_ptr() == p.data_ptr() for b, p in zip(backup, parameters, strict=True)):
+            raise BadInput("backup", "the parameters", "give a copy taken at the pull: pull()")
+
+    def _state(self, p: Tensor) -> Any:
         if "rule" not in self.state[p]:
             return self.rule.init(p.detach(), self.workers)
         packed = self.state[p]["rule"]

@@ -47,7 +47,7 @@ COLUMNS = (
     "simulated_s",  # the server's clock, simulated seconds
     "wall_s",  # seconds since the first push, evaluations left out
     "lr",
-    "train_loss",  # mean over the interval's mini-batches, each at the w its worker pulled
+    "train_loss",  # mean over the interval's mini-batches, weight decay's penalty included
     "train_error",  # in [0, 1], like test_error; evaluations only
     "test_error",
     "test_loss",
@@ -295,11 +295,13 @@ def weights_sha256(w: Tensor) -> str:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Where a run was made: commit, versions, device."""
+    commit = _git("rev-parse", "HEAD")
+    changed = _git("status", "--porcelain", "--", "dcasgd_repro", "conf", "pyproject.toml")
     packages = ("torch", "torchvision", "numpy", "hydra-core", "dcasgd-repro")
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "git_commit": commit,
+        "git_dirty": None if commit is None else bool(changed),
         "python": platform.python_version(),
         "versions": {name: metadata.version(name) for name in packages},
         "device": device.type,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -30,7 +31,7 @@ RULES = {
 }
 OTHERS = ["#CC79A7", "#56B4E9", "#F0E442", "#0072B2", "#D55E00", "#009E73", "#E69F00", "#000000"]
 RESULT = (  # key in summary.json, words, form, unit
-    ("test_error_best", "test error, best over epochs (the paper's Table 1)", "8.2%", ""),
+    ("test_error_best", "test error, best over epochs, as in the paper's Table 1", "8.2%", ""),
     ("test_error_final", "test error, final", "8.2%", ""),
     ("test_error_last10", "test error, mean of the last ten evaluations", "8.2%", ""),
     ("train_error_final", "train error, final", "8.2%", ""),
@@ -77,7 +78,13 @@ class Run:
     @property
     def label(self) -> str:
         name = RULES[self.kind][0] if self.kind in RULES else self.kind
-        return f"{name}, M = {self.summary['workers']}"
+        workers, rounds = self.summary["workers"], self.summary.get("in_rounds")
+        if self.kind == "ssgd" and rounds is False:
+            name = "buffered ASGD"
+        if self.kind != "ssgd" and rounds and workers > 1:
+            name += " in rounds"
+        data = ", synthetic data" if self.summary["task"] == "synthetic" else ""
+        return f"{name}, M = {workers}{data}"
 
     @property
     def setting(self) -> str:
@@ -100,7 +107,7 @@ def one_run(path: Path) -> str:
     run = Run.read(path)
     lines = [f"\n{run.label}: {run.summary['status']} after {run.summary['pushes']:,} pushes"]
     if run.summary["task"] == "synthetic":
-        lines.append("  on synthetic data: says nothing about CIFAR-10")
+        lines.append("  (generated images: nothing here is about CIFAR-10)")
     for key, words, form, unit in RESULT:
         if run.summary[key] is not None:
             lines.append(f"  {words:52} {run.summary[key]:{form}}{unit}")
@@ -132,18 +139,31 @@ def comparison(places: Sequence[Path], out: Path | None) -> str:
         figure.savefig(out / "curves.png", dpi=150)
         with matplotlib.rc_context({"svg.hashsalt": "dcasgd-repro"}):  # the same bytes every time
             figure.savefig(out / "curves.svg", metadata={"Date": None})
-        for label, runs in groups.items():
+        for runs in groups.values():
             for run in runs:
-                name = run.summary["exp"] or label.replace(", ", "-").replace(" ", "")
-                keep(run.path, out / "runs" / f"{name}-seed{run.summary['seed']}")
+                keep(run.path, out / "runs" / name_of(run, groups))
     return text
+
+
+def name_of(run: Run, groups: Mapping[str, Sequence[Run]]) -> str:
+    """A directory name that no other run of the report has."""
+    name = str(run.summary["exp"] or run.summary["rule"])
+    rivals = [g for g in groups.values() if name == (g[0].summary["exp"] or g[0].summary["rule"])]
+    mark = hashlib.sha256(json.dumps(run.config, sort_keys=True).encode()).hexdigest()[:8]
+    return name + (f"-{mark}" if len(rivals) > 1 else "") + f"-seed{run.summary['seed']}"
 
 
 def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Runs of one configuration together, under a label that says in what it differs."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        groups.setdefault(json.dumps(run.config, sort_keys=True), []).append(run)
+        group = groups.setdefault(json.dumps(run.config, sort_keys=True), [])
+        twins = [twin for twin in group if twin.summary["seed"] == run.summary["seed"]]
+        if not twins:
+            group.append(run)
+        elif twins[0].summary["weights_sha256"] != run.summary["weights_sha256"]:
+            remedy = f"has the configuration and seed of {twins[0].path}, but other weights"
+            raise BadInput("run", run.path, f"{remedy}; leave one of them out")
     order = list(RULES)
     ranked = sorted(
         groups.values(),

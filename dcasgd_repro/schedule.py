@@ -88,6 +88,12 @@ class Schedule:
         """Simulated seconds from the first message to the last."""
         return float(self.clock[-1] - self.clock[0]) if len(self) else 0.0
 
+    @property
+    def in_rounds(self) -> bool:
+        """Whether all M pull, then all M push, over and over: a barrier. True for one worker."""
+        rounds = np.arange(len(self)) % (2 * self.workers) >= self.workers
+        return bool(np.array_equal(self.kind == PUSH, rounds))
+
     def reads(self) -> NDArray[np.int64]:
         """The version each push was computed at: int64[T].
 
@@ -438,8 +444,7 @@ class FromFile:
             remedy = f"{self.path} has {log.pushes}; ask for fewer, or record a longer log"
             raise BadInput("pushes", pushes, remedy)
         log = _first(pushes, log)
-        rounds = np.arange(len(log)) % (2 * log.workers) >= log.workers
-        if self.barrier and not np.array_equal(log.kind == PUSH, rounds):
+        if self.barrier and not log.in_rounds:
             remedy = f"{self.path} is not in rounds of {log.workers} pulls, then as many pushes"
             raise BadInput("barrier", self.barrier, remedy)
         return log

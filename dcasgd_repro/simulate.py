@@ -38,7 +38,7 @@ class Step(NamedTuple):
     delay: int  # tau, server updates between the worker's pull and this push
     lr: float
     loss: Tensor  # of the mini-batch, at the vector the worker computed at
-    dc_ratio: Tensor  # ||correction|| / ||g||, of what was applied, float64
+    dc_ratio: Tensor  # ||correction|| / ||g||, of the correction as computed, norms in float64
     gap_norm: Tensor  # ||w_t - w_bak(m)||, float64
 
 
@@ -115,7 +115,11 @@ def norm(x: Tensor) -> Tensor:
 
 
 def ratio(correction: Tensor | None, g: Tensor) -> Tensor:
-    """``||correction|| / ||g||``; zero exactly when the correction is."""
+    """``||correction|| / ||g||``; zero exactly when the correction is.
+
+    The correction is the tensor that the rule adds to g. In float32, entries of it under about
+    6e-8 of g's are lost in that addition; the ratio still shows them.
+    """
     if correction is None:
         return torch.zeros((), dtype=torch.float64, device=g.device)
     size = norm(correction)

@@ -31,8 +31,8 @@ class Quadratic:
 
     ``curvature``  h, its entries; w has as many
     ``start``      every entry of w_0
-    ``noise``      standard deviation of Gaussian noise on each gradient entry, drawn from
-                   (seed, worker, k)
+    ``noise``      standard deviation of Gaussian noise xi on each gradient entry, drawn from
+                   (seed, worker, k): a batch's loss is f(w) + xi w, and its gradient h w + xi
     """
 
     curvature: Sequence[float] = (1.0, 0.1)
@@ -72,7 +72,7 @@ class QuadraticTask:
         return torch.as_tensor(self.conf.noise * draws).to(self.h)
 
     def gradient(self, w: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
-        return 0.5 * torch.sum(self.h * w * w), self.h * w + batch
+        return torch.sum(0.5 * self.h * w * w + batch * w), self.h * w + batch
 
     def evaluate(self, w: Tensor) -> dict[str, float]:
         return {"test_loss": 0.5 * torch.sum(self.h * w * w).item()}

@@ -28,6 +28,7 @@ def module_of(path: Path) -> str:
 def imported(path: Path) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
+        assert not getattr(node, "level", 0), f"{path}: a relative import hides its floor"
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dcasgd_repro"):
             inner = node.module.split(".")[1:2]
             found |= set(inner) if inner else {alias.name for alias in node.names}

@@ -135,15 +135,84 @@ def test_a_deep_copy_is_a_whole_optimizer() -> None:
     assert all(torch.equal(a, b) and a is not b for a, b in zip(parts, theirs, strict=True))
 
 
+def test_groups_closure_gradients_and_arrivals() -> None:
+    """Two groups with their own lr, a closure that calls backward, worker and delay handed on."""
+    seen = []
+
+    class Noting(ASGD):
+        def direction(self, arrival, state):
+            seen.append((arrival.worker, arrival.delay, arrival.lr))
+            return super().direction(arrival, state)
+
+    parts = model()
+    groups = [{"params": parts[:1]}, {"params": parts[1:], "lr": 0.01}]
+    server = RuleOptimizer(groups, Noting(), lr=0.1, workers=4)
+    pulled = server.pull()
+    assert all(torch.equal(a, b) for a, b in zip(pulled, parts, strict=True))
+
+    def closure() -> torch.Tensor:
+        loss = loss_of(parts, batch(0, 0))
+        loss.backward()
+        return loss
+
+    loss = server.step(pulled, worker=3, delay=5, closure=closure)
+    assert torch.equal(loss, loss_of(pulled, batch(0, 0)))
+    assert seen == [(3, 5, 0.1), (3, 5, 0.01)]
+    for part, before, lr in zip(parts, pulled, (0.1, 0.01), strict=True):
+        assert torch.equal(part.detach(), torch.add(before, part.grad, alpha=-lr))
+
+
+def test_a_state_dict_is_a_snapshot() -> None:
+    parts = model()
+    server = RuleOptimizer(parts, DCASGDa(), lr=0.1)
+    for p in parts:
+        p.grad = torch.ones_like(p)
+    server.step(server.pull())
+    saved = server.state_dict()
+    before = copy.deepcopy(saved["state"])
+    server.step(server.pull())
+    for key, value in before.items():
+        assert torch.equal(
+            value["rule"]["mean_square"][0], saved["state"][key]["rule"]["mean_square"][0]
+        )
+        assert value["rule"]["updates"] == saved["state"][key]["rule"]["updates"] == (1,)
+
+
+def test_pull_sends_what_the_rule_sends() -> None:
+    class Ahead(ASGD):
+        def sends(self, w, state, worker):
+            return w + worker
+
+    parts = model()
+    server = RuleOptimizer(parts, Ahead(), workers=4)
+    assert torch.equal(server.pull(3)[0], parts[0].detach() + 3)
+
+
 def test_refusals() -> None:
     parts = model()
     with pytest.raises(BadInput, match=r"^workers=0: "):
         RuleOptimizer(parts, ASGD(), workers=0)
     with pytest.raises(BadInput, match=r"^lr=nan: "):
         RuleOptimizer(parts, ASGD(), lr=float("nan"))
+    with pytest.raises(BadInput, match=r"^rule=dcasgd_c: "):
+        RuleOptimizer(parts, "dcasgd_c")
+    with pytest.raises(BadInput, match=r"^lr=-1: "):
+        RuleOptimizer([{"params": parts, "lr": -1}], ASGD())
+    with pytest.raises(BadInput, match=r"^params=complex: "):
+        RuleOptimizer([nn.Parameter(torch.zeros(2, dtype=torch.complex64))], ASGD())
     server = RuleOptimizer(parts, ASGD())
     with pytest.raises(BadInput, match=r"^backup=1 tensors: give 2"):
         server.step(server.pull()[:1])
+    with pytest.raises(BadInput, match=r"^backup=2 tensors: give 2 of the parameters' shapes"):
+        server.step([torch.zeros(1), torch.zeros(1)])
+    with pytest.raises(BadInput, match=r"^backup=the parameters: give a copy"):
+        server.step(parts)
+    with pytest.raises(BadInput, match=r"^backup=function: "):
+        server.step(lambda: 1.0)
+    with pytest.raises(BadInput, match=r"^worker=1: "):
+        server.step(server.pull(), worker=1)
+    with pytest.raises(BadInput, match=r"^state_dict rule=ASGD\(momentum=0.0\), workers=1: "):
+        RuleOptimizer(parts, ASGD(), workers=2).load_state_dict(server.state_dict())
     rows = torch.zeros(1, 3, dtype=torch.float64)
     parts[0].grad = torch.sparse_coo_tensor(
         torch.tensor([[1]]), rows, (4, 3), check_invariants=True

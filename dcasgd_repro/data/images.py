@@ -252,7 +252,7 @@ class Synthetic:
 
     def __post_init__(self) -> None:
         for key in ("train_images", "test_images"):
-            check_whole(key, getattr(self, key), 1)
+            check_whole(key, getattr(self, key), 1, 200_000)
         check_whole("classes", self.classes, 2)
         _batches_per_epoch(self.train_images, self.workers, self.batch, self.seed)
         check_choice("augment", self.augment, (True, False))

@@ -58,6 +58,7 @@ class SSGD(Rule):
     """
 
     name = "ssgd"
+    for_rounds = True
 
     momentum: float = 0.0
     reduction: str = "mean"

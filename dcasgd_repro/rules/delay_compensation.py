@@ -35,7 +35,8 @@ from dcasgd_repro.rules.rule import (
 class DCASGDc(Rule):
     """DC-ASGD-c, ``w_{t+1} = w_t - eta (g + lambda g g (w_t - w_bak(m)))`` (Algorithm 2).
 
-    ``lam`` is lambda, constant: 0.04 in the paper's CIFAR-10 runs, and 0 gives ASGD to the bit.
+    ``lam`` is lambda, constant: 0.04 in the paper's CIFAR-10 runs, and 0 gives ASGD to the bit
+    (as long as g g does not overflow).
     With ``momentum`` mu: ``v = mu v + (g + correction)``, ``w -= eta v``.
     """
 

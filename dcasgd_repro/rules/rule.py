@@ -41,6 +41,7 @@ class Rule(ABC):
     """An update rule. ``state`` is whatever ``init`` returned; only the rule looks inside it."""
 
     name: ClassVar[str]  # as tables and the command line call it
+    for_rounds: ClassVar[bool] = False  # made for a barrier schedule; another thing without one
 
     @abstractmethod
     def init(self, w: Tensor, workers: int) -> Any:
