@@ -135,6 +135,17 @@ def test_momentum_by_hand() -> None:
     assert rule.direction(arrive(t(3), t(0), t(0)), v).step.tolist() == [4.0]  # 0.5 * 2 + 3
 
 
+@pytest.mark.parametrize("rule", [DCASGDc(lam=0.5), DCASGDa(lam0=2.0, decay=0.0, eps=1e-30)])
+def test_momentum_takes_the_compensated_gradient(rule: DCASGDc | DCASGDa) -> None:
+    # DC-c: g~ = (3, -7.5) as above. DC-a, m = 0: lambda = 2/|g|, g~ = g + 2 |g| drift = (4, -9).
+    compensated = {"DCASGDc": t(3, -7.5), "DCASGDa": t(4, -9)}[type(rule).__name__]
+    rule = dataclasses.replace(rule, momentum=0.5)
+    first = rule.direction(arrive(G, W, BAK), rule.init(W, 1))
+    second = rule.direction(arrive(G, W, BAK), first.state)
+    assert first.step.tolist() == compensated.tolist()
+    assert second.step.tolist() == (1.5 * compensated).tolist()
+
+
 def test_ssgd_steps_once_per_round() -> None:
     rule = SSGD()
     state = rule.init(t(0), 3)

@@ -211,9 +211,43 @@ def test_backup_after_own_push_drifts_further_than_backup_at_pull() -> None:
     for backup in ("pull", "push"):
         server = Server(DCASGDc(lam=1.0), torch.ones(1, dtype=torch.float64), 2, backup)
         *_, step = simulate(task, server, log, lambda t: 0.5)
-        drift[backup] = step.gap_norm.item()
-    # w: 1 -> 0.5 -> (g = 1, drift -0.5, g~ = 0.5) 0.25; the push backup of worker 0 is 0.5.
-    assert drift == {"pull": 0.0, "push": 0.25}
+        drift[backup] = (step.gap_norm.item(), step.loss.item(), server.w.item())
+    # w: 1 -> 0.5 -> (g = 1, drift -0.5, g~ = 0.5) 0.25, which worker 0 pulls: its loss is 1/32
+    # and g = 0.25 either way. Its push backup is 0.5: drift -0.25, g~ = 0.25 - 0.0625 * 0.25.
+    assert drift == {
+        "pull": (0.0, 0.03125, 0.125),
+        "push": (0.25, 0.03125, 0.25 - 0.5 * (0.25 - 0.015625)),
+    }
+
+
+def test_the_backup_of_a_looking_ahead_rule_is_what_was_sent() -> None:
+    class Ahead(DCASGDc):
+        def sends(self, w: torch.Tensor, state: object, worker: int) -> torch.Tensor:
+            return w - 0.5
+
+    task = Quadratic(curvature=(1.0,)).on(CPU)
+    server = Server(Ahead(lam=1.0), torch.ones(1, dtype=torch.float64), 1)
+    (step,) = simulate(task, server, messages("0 >0"), lambda t: 1.0)
+    # g = 0.5 at the 0.5 sent; drift = 1 - 0.5; g~ = 0.5 + 0.25 * 0.5
+    assert (step.gap_norm.item(), server.w.item()) == (0.5, 1 - 0.625)
+
+
+def test_steps_and_arrivals_carry_what_the_log_says() -> None:
+    seen = []
+
+    class Noting(ASGD):
+        def direction(self, arrival: object, state: object) -> Direction:
+            seen.append((arrival.worker, arrival.delay, arrival.lr))
+            return super().direction(arrival, state)
+
+    log, task = gamma(3, 30), Regression()
+    server = Server(Noting(), start(), 3)
+    steps = list(simulate(task, server, log, lambda t: 0.1 / (t + 1)))
+    pushes = [m for m in log if m.kind == "push"]
+    assert [(s.clock_s, s.worker) for s in steps] == [(m.clock, m.worker) for m in pushes]
+    assert [(s.worker, s.delay, s.lr) for s in steps] == seen
+    assert [s.delay for s in steps] == log.delays().tolist()
+    assert [s.update for s in steps] == list(range(1, 31))
 
 
 def test_a_rule_may_send_another_vector_and_ignore_a_push() -> None:

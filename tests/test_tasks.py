@@ -9,7 +9,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from dcasgd_repro.data.images import Synthetic
+from dcasgd_repro.data.images import Images, Synthetic
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.models import ResNet
 from dcasgd_repro.rules import ASGD, SSGD
@@ -136,6 +136,34 @@ def test_evaluate_against_a_second_implementation() -> None:
     )
     loss = F.cross_entropy(logits, tests.labels).item()
     assert found["test_loss"] == pytest.approx(loss, rel=1e-12)
+
+
+def test_evaluate_in_several_chunks_is_evaluate_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Errors and losses are sums over images, whatever the chunks."""
+    task = classifier(norm="none", stats_images=96, train_images=100)
+    w, whole = task.initial(1), None
+    for size in (1000, 24):
+        monkeypatch.setattr(task.images, "test_chunks", lambda s=size: _chunks(task, "_test", s))
+        monkeypatch.setattr(
+            task.images, "train_chunks", lambda n, s=size: _chunks(task, "_train", s, n)
+        )
+        found = task.evaluate(w)
+        assert whole is None or found == pytest.approx(whole, rel=1e-12)
+        whole = found
+
+
+def _chunks(task: Classifier, split: str, size: int, count: int | None = None) -> object:
+    images = task.images
+    method = Images.test_chunks if split == "_test" else Images.train_chunks
+    return method(images, size=size) if count is None else method(images, count, size=size)
+
+
+def test_batchnorm_statistics_are_a_plain_average_over_the_chunks() -> None:
+    task = classifier(stats_images=128)
+    task.evaluate(task.initial(1))
+    first = next(m for m in task.evaluated.modules() if isinstance(m, nn.BatchNorm2d))
+    assert first.momentum is None
+    assert first.num_batches_tracked.item() == 1
 
 
 def test_initial_depends_on_its_seed_alone() -> None:

@@ -1,0 +1,338 @@
+"""The run directory against itself: every number recomputed from the schedule and the rows."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from omegaconf import DictConfig, OmegaConf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import plugin_data_pb2
+
+from dcasgd_repro import config, experiment, record, report
+from dcasgd_repro.errors import BadInput
+from dcasgd_repro.rules import ASGD, SSGD
+from dcasgd_repro.schedule import Schedule
+from dcasgd_repro.simulate import Step, ratio
+
+PLAIN = ["scale=smoke", "task=synthetic", "model.width=2", "images=64", "test_images=40"]
+PLAIN += ["batch=4", "workers=4", "task.stats_images=32", "task.train_images=24", "log_every=7"]
+
+
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_module("dcasgd_repro.conf", version_base="1.3"):
+        return compose("config", overrides=[*PLAIN, *overrides])
+
+
+def run(place: Path, *overrides: str) -> Path:
+    return experiment.run(composed(*overrides, f"run_dir={place}"), ["a", "b"], say=len)
+
+
+@pytest.fixture(scope="module")
+def twelve(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve epochs of 16 pushes, evaluated every second, rows every 7; all seeds different."""
+    place = tmp_path_factory.mktemp("twelve") / "run"
+    seeds = ["seeds.initial=3", "seeds.data=4", "seeds.schedule=5", "schedule=exponential"]
+    return run(place, "epochs=12", "eval_every=0.5", "lr.milestones=[3,6]", *seeds)
+
+
+def summary_in(path: Path) -> dict:
+    return json.loads((path / "summary.json").read_text())
+
+
+def test_rows(twelve: Path) -> None:
+    log = Schedule.load(twelve / "schedule.csv.gz")
+    rows = pd.read_csv(twelve / "metrics.csv")
+    pushes = sorted({*range(7, 193, 7), *range(8, 193, 8)})
+    assert rows["push"].tolist() == pushes == rows["update"].tolist()
+    assert rows["epoch"].tolist() == [p / 16 for p in pushes]
+    assert rows["test_error"].notna().tolist() == [p % 8 == 0 for p in pushes]
+    clocks = log.clock[log.kind == 1]
+    assert rows["simulated_s"].tolist() == pytest.approx(clocks[np.array(pushes) - 1], rel=1e-8)
+    assert rows["lr"].tolist() == pytest.approx(
+        [0.1 * 0.1 ** (((p - 1) / 16 >= 3) + ((p - 1) / 16 >= 6)) for p in pushes], rel=1e-8
+    )
+    parts = np.split(log.delays(), pushes[:-1])
+    assert rows["delay_mean"].tolist() == pytest.approx([p.mean() for p in parts], rel=1e-8)
+    assert rows["delay_max"].tolist() == [p.max() for p in parts]
+    assert (rows["wall_s"].diff().dropna() > 0).all()
+    # Errors are of 40 and 24 images; a swap of columns shows.
+    tested = rows.dropna(subset=["test_error"])
+    assert (tested["test_error"] * 40 % 1 < 1e-6).all()
+    assert (tested["train_error"] * 24).round(6).mod(1).eq(0).all()
+
+
+def test_summary(twelve: Path) -> None:
+    summary, log = summary_in(twelve), Schedule.load(twelve / "schedule.csv.gz")
+    rows = pd.read_csv(twelve / "metrics.csv")
+    test = rows["test_error"].dropna()
+    assert summary["test_error_best"] == pytest.approx(test.min())
+    assert summary["test_error_final"] == pytest.approx(test.iloc[-1])
+    assert summary["test_error_last10"] == pytest.approx(test.iloc[-10:].mean())
+    assert summary["train_error_final"] == pytest.approx(rows["train_error"].dropna().iloc[-1])
+    widths = rows["push"].diff().fillna(7)
+    assert summary["dc_ratio_mean"] == pytest.approx(np.average(rows["dc_ratio"], weights=widths))
+    assert summary["delay_mean"] == pytest.approx(log.delays().mean())
+    assert summary["delay_max"] == log.delays().max() > rows["delay_max"].iloc[-1]
+    assert summary["simulated_s"] == pytest.approx(log.clock[-1])
+    assert summary["schedule_sha256"] == log.sha256()
+    assert (summary["pushes"], summary["updates"], summary["epochs"]) == (192, 192, 12)
+    assert summary["in_rounds"] is False
+
+
+def test_best_final_and_last_ten_are_three_numbers() -> None:
+    errors = [0.5, 0.1, 0.9, *[0.4] * 8, 0.2, 0.3]
+    rows = [
+        {"push": 2 * k + 2, "delay_mean": k, "delay_max": 9 - k, "dc_ratio": k, "simulated_s": k,
+         "wall_s": k, "test_error": e, "test_loss": e, "train_error": e / 2}
+        for k, e in enumerate(errors)
+    ]  # fmt: skip
+    rows[0]["push"] = 1  # intervals of 1, 3, 2, 2, ...
+    found = record.totals(rows)
+    assert found["test_error_best"] == 0.1
+    assert found["test_error_final"] == 0.3
+    assert found["test_error_last10"] == pytest.approx((0.4 * 8 + 0.2 + 0.3) / 10)
+    assert found["train_error_final"] == 0.15
+    assert found["delay_max"] == 9
+    assert found["dc_ratio_mean"] == pytest.approx((3 + 2 * sum(range(2, 13))) / 26)
+    assert record.totals([])["test_error_best"] is None
+
+
+def test_a_row_keeps_its_columns_apart() -> None:
+    def step(k: int) -> Step:
+        scalars = [torch.tensor(x * (k + 1), dtype=torch.float64) for x in (1.0, 10.0, 100.0)]
+        return Step(k + 1, k, 5.0 * k, 1, k, 0.1 / (k + 1), *scalars)
+
+    assert record.row([step(0), step(1)]) == {
+        "push": 2, "update": 1, "simulated_s": 5.0, "lr": 0.05, "train_loss": 1.5,
+        "delay_mean": 0.5, "delay_max": 1, "dc_ratio": 15.0, "gap_norm": 150.0,
+    }  # fmt: skip
+
+
+def test_provenance(twelve: Path) -> None:
+    found = json.loads((twelve / "provenance.json").read_text())
+    assert found["argv"] == ["a", "b"]
+    assert found["seeds"] == {"initial": 3, "data": 4, "schedule": 5}
+    assert found["engine"] == "dcasgd_repro.simulate.simulate"
+    assert found["schedule_sha256"] == Schedule.load(twelve / "schedule.csv.gz").sha256()
+    assert found["versions"]["torch"] == torch.__version__.split("+")[0] or "+" in torch.__version__
+    root = Path(record.__file__).parents[1]
+    if not (root / ".git").exists():
+        assert (found["git_commit"], found["git_dirty"]) == (None, None)
+        return
+    git = ["git", "-C", str(root)]
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    assert found["git_commit"] == head.stdout.strip()
+    changed = subprocess.run(
+        [*git, "status", "--porcelain", "--", "dcasgd_repro", "conf", "pyproject.toml"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert found["git_dirty"] == bool(changed.stdout)
+
+
+def test_the_weights_are_those_of_the_seed_and_are_what_was_evaluated(
+    twelve: Path, tmp_path: Path
+) -> None:
+    """The whole run again by hand, from the parts its config names."""
+    cfg = OmegaConf.load(twelve / "config.yaml")
+    task = config.build(cfg, "task").on(torch.device("cpu"))
+    server = experiment.Server(config.build(cfg, "rule"), task.initial(3), 4)
+    log, rate = Schedule.load(twelve / "schedule.csv.gz"), config.build(cfg, "lr")
+    for _ in experiment.build(cfg, "engine")(task, server, log, lambda t: rate(t / 16)):
+        pass
+    summary = summary_in(twelve)
+    assert record.weights_sha256(server.w) == summary["weights_sha256"]
+    assert task.evaluate(server.w)["test_error"] == summary["test_error_final"]
+
+
+def test_histograms_count_the_delays(twelve: Path) -> None:
+    delays = Schedule.load(twelve / "schedule.csv.gz").delays()
+    events = EventAccumulator(str(twelve / "tensorboard"), size_guidance={"histograms": 0}).Reload()
+    histograms = events.Histograms("delay/histogram")
+    assert [h.step for h in histograms] == list(range(8, 193, 8))
+    for k, h in enumerate(histograms):
+        counts = np.bincount(delays[8 * k : 8 * k + 8])
+        value = h.histogram_value
+        found = {
+            round(limit - 0.5): int(count)
+            for limit, count in zip(value.bucket_limit, value.bucket, strict=True)
+            if count
+        }
+        assert found == {d: int(c) for d, c in enumerate(counts) if c}
+
+
+def test_hparams_are_the_whole_config(twelve: Path) -> None:
+    events = EventAccumulator(str(twelve / "tensorboard")).Reload()
+    content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    start = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
+    ours = config.flat(OmegaConf.load(twelve / "config.yaml"))
+    assert start.keys() == ours.keys()
+    assert start["rule.lam0"].number_value == 2.0
+    assert start["seeds.data"].number_value == 4
+    assert start["task.data._target_"].string_value.endswith("Synthetic")
+    assert start["lr.milestones"].string_value == "[3, 6]"
+
+
+def test_ssgd_moves_once_a_round_and_its_rate_follows_pushes(tmp_path: Path) -> None:
+    path = run(tmp_path / "run", "rule=ssgd", "schedule.barrier=true", "lr.milestones=[1]",
+               "epochs=2", "log_every=4")  # fmt: skip
+    rows, summary = pd.read_csv(path / "metrics.csv"), summary_in(path)
+    assert (summary["pushes"], summary["updates"], summary["in_rounds"]) == (32, 8, True)
+    assert rows["update"].tolist() == [p // 4 for p in rows["push"]]
+    expected = [0.1 if p <= 16 else 0.01 for p in rows["push"]]
+    assert rows["lr"].tolist() == pytest.approx(expected, rel=1e-8)
+    assert rows["delay_max"].tolist() == [0] * len(rows)
+
+
+def test_the_backup_option_is_read(tmp_path: Path) -> None:
+    share = ["schedule.request_share=0.5", "rule=dcasgd_c", "rule.lam=5", "epochs=2"]
+    hashes = {
+        summary_in(run(tmp_path / str(k), *keys))["weights_sha256"]
+        for k, keys in enumerate(
+            (["backup=pull", *share], ["backup=push", *share], ["backup=push", "epochs=2"])
+        )
+    }
+    assert len(hashes) == 3
+
+
+def test_notes_tell_what_a_config_does_not_do(tmp_path: Path) -> None:
+    def said(*overrides: str) -> list[str]:
+        cfg = composed(*overrides)
+        log = config.schedule_of(cfg, 64)
+        return [
+            note.split(" ")[0] for note in experiment.notes(cfg, config.build(cfg, "rule"), log)
+        ]
+
+    assert said("rule=ssgd") == ["no"]
+    assert said("rule=ssgd", "schedule.barrier=true") == []
+    assert said("backup=push") == ["every"]
+    assert said("backup=push", "schedule.request_share=0.5") == []
+    assert said("rule=asgd") == []
+
+
+def test_every_link_of_the_config_is_known() -> None:
+    """A key inside a group that is filled in from outside is the user's to set in one place."""
+    found = {}
+    for path in Path(config.__file__).parents[1].glob("conf/*/*.yaml"):
+        raw = OmegaConf.to_container(OmegaConf.load(path))
+        nodes = [(path.parent.name, raw)]
+        while nodes:
+            at, node = nodes.pop()
+            if isinstance(node, dict):
+                nodes += [(f"{at}.{key}", child) for key, child in node.items()]
+            elif str(node).startswith("${"):
+                found[at] = str(node)[2:-1]
+    assert found == config.LINKS
+
+
+@pytest.mark.parametrize("inside", sorted(set(config.LINKS) - {"task.seed", "task.data.root"}))
+def test_the_inside_of_a_link_is_refused(inside: str, tmp_path: Path) -> None:
+    value = {"task.data.augment": "false", "task.model.norm": "none", "task.model.depth": "14"}
+    given = value.get(inside, "3")
+    with pytest.raises(BadInput, match=rf"^{inside}=\w+: set {config.LINKS[inside]}="):
+        run(tmp_path / "run", f"{inside}={given}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_threads_are_set(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        run(tmp_path / "run", "threads=2", "epochs=0.0625")
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_nothing_that_is_not_finite_gets_into_json(tmp_path: Path) -> None:
+    record.write_json(tmp_path / "x.json", {"a": float("nan"), "b": float("inf"), "c": 1.5})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": None, "b": None, "c": 1.5}
+
+
+@pytest.mark.parametrize("content", ["{}", "x", "[]", '{"status": "finished"}'])
+def test_a_foreign_summary_is_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "summary.json").write_text(content)
+    with pytest.raises(BadInput, match=r"^run_dir="):
+        run(tmp_path / "run")
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["summary.json"]
+
+
+def test_infinite_weights_or_losses_at_the_end_are_a_divergence(tmp_path: Path) -> None:
+    with initialize_config_module("dcasgd_repro.conf", version_base="1.3"):
+        overrides = ["scale=smoke", "task=quadratic", "images=1", "batch=1", "epochs=1"]
+        overrides += ["lr.base=1e308", "lr.milestones=[]", "workers=1", "task.curvature=[10.0]"]
+        cfg = compose("config", overrides=[*overrides, f"run_dir={tmp_path / 'run'}"])
+    path = experiment.run(cfg, say=len)
+    assert summary_in(path)["status"] == "diverged"
+
+
+def test_ratio_of_nothing_and_of_nan() -> None:
+    zero, nan = torch.zeros(3), torch.full((3,), float("nan"))
+    assert ratio(zero, zero).item() == 0
+    assert ratio(None, nan).item() == 0
+    assert ratio(nan, torch.ones(3)).isnan()
+    assert ratio(torch.full((3,), 1e-30), torch.ones(3)).item() == pytest.approx(1e-30)
+
+
+def test_the_config_hash_sees_numbers_and_not_places() -> None:
+    base = config.config_hash(composed())
+    for change in ("seed=1", "rule=asgd", "epochs=3", "schedule.compute.cv=0.3", "log_every=8"):
+        assert config.config_hash(composed(change)) != base, change
+    for same in ("run_dir=x", "data.root=y", "+exp=cifar_dc", "checkpoint.every_s=1"):
+        cfg = composed(same, "workers=4")
+        assert config.config_hash(cfg) == base, same
+
+
+# Reports.
+
+
+def test_report_counts_no_run_twice_and_keeps_configurations_apart(tmp_path: Path) -> None:
+    short = ["epochs=0.25", "+exp=cifar_dc", "workers=4"]
+    for lam in (0.5, 3.0):
+        for seed in (0, 1):
+            run(tmp_path / "o" / f"{lam}-{seed}", *short, f"rule.lam0={lam}", f"seed={seed}")
+    out = tmp_path / "r"
+    text = report.comparison([tmp_path / "o"], out)
+    assert len(list((out / "runs").iterdir())) == 4
+    assert report.comparison([out / "runs"], None) == text
+    assert report.comparison([tmp_path / "o", out / "runs"], None) == text
+    table = pd.read_csv(out / "table.csv")
+    assert table["n"].tolist() == [2, 2]
+    assert table["rule"].str.contains("synthetic").all()
+
+    forged = out / "runs" / sorted(p.name for p in (out / "runs").iterdir())[0] / "summary.json"
+    content = json.loads(forged.read_text())
+    forged.write_text(json.dumps({**content, "weights_sha256": "0" * 64}))
+    with pytest.raises(BadInput, match="but other weights"):
+        report.comparison([tmp_path / "o", out / "runs"], None)
+
+
+def test_report_never_averages_over_a_run_that_did_not_finish(tmp_path: Path) -> None:
+    for seed in range(3):
+        path = run(tmp_path / str(seed), "epochs=0.25", f"seed={seed}", "rule=asgd")
+        if seed == 2:
+            broken = {**summary_in(path), "status": "diverged", "test_error_final": 0.0}
+            (path / "summary.json").write_text(json.dumps(broken))
+    table = report.tabulate("x", [report.Run.read(tmp_path / str(k)) for k in range(3)])
+    finals = [100 * summary_in(tmp_path / str(k))["test_error_final"] for k in range(2)]
+    assert (table["n"], table["not_finished"]) == (2, 1)
+    assert table["test_error_final_pct_mean"] == pytest.approx(np.mean(finals))
+    assert table["test_error_final_pct_std"] == pytest.approx(np.std(finals, ddof=1))
+    assert "| 2 (+1 not finished) |" in report.comparison([tmp_path], None)
+
+
+def test_labels_say_what_a_schedule_makes_of_a_rule(tmp_path: Path) -> None:
+    def label(*overrides: str) -> str:
+        path = tmp_path / "-".join(overrides).replace("=", "")
+        return report.Run.read(run(path, "epochs=0.25", *overrides)).label
+
+    assert label("rule=ssgd", "schedule.barrier=true") == "SSGD, M = 4, synthetic data"
+    assert label("rule=ssgd") == "buffered ASGD, M = 4, synthetic data"
+    assert label("schedule.barrier=true") == "DC-ASGD-a in rounds, M = 4, synthetic data"
+    assert label("rule=asgd", "workers=1") == "SGD, M = 1, synthetic data"
+    assert SSGD.for_rounds
+    assert not ASGD.for_rounds
