@@ -164,11 +164,9 @@ def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
         elif twins[0].summary["weights_sha256"] != run.summary["weights_sha256"]:
             remedy = f"has the configuration and seed of {twins[0].path}, but other weights"
             raise BadInput("run", run.path, f"{remedy}; leave one of them out")
-    order = list(RULES)
-    ranked = sorted(
-        groups.values(),
-        key=lambda g: (order.index(g[0].kind) if g[0].kind in order else len(order), g[0].label),
-    )
+    order = [*RULES, *sorted({run.kind for run in runs} - set(RULES))]
+    by_rank = sorted(groups, key=lambda k: (order.index(groups[k][0].kind), groups[k][0].label, k))
+    ranked = [groups[key] for key in by_rank]
     named: dict[str, list[Run]] = {}
     for group in ranked:
         first, twins = group[0], [g[0] for g in ranked if g[0].label == group[0].label]

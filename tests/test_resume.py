@@ -289,7 +289,7 @@ def test_out_of_memory_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     cfg = torture.config(CELL, tmp_path / "run")
     monkeypatch.setattr(Server, "receive_gradient", starved)
-    with pytest.raises(Failure, match=r"out of memory \(CUDA out of memory.*2 GiB\); the last"):
+    with pytest.raises(Failure, match=r"out of memory \(CUDA out of memory.*2 GiB\); mend this"):
         quiet(cfg)
     assert report.Run.read(tmp_path / "run").summary["status"] == "failed"
 
