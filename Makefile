@@ -47,8 +47,9 @@ outputs/laptop/cifar_%/summary.json: | data
 tensorboard: .venv/ready ## the dashboards of everything under outputs/
 	.venv/bin/tensorboard --logdir outputs
 
-torture: .venv/ready ## kill 108 runs at random instants and compare what they resume to (10 minutes)
+torture: .venv/ready ## 240 kills at random instants, then 3,000 fuzzed inputs (about 10 minutes)
 	.venv/bin/python tests/torture.py
+	.venv/bin/python tests/fuzz.py
 
 golden: .venv/ready ## write tests/golden anew (look at the difference before you commit it)
 	.venv/bin/python tests/test_simulate.py

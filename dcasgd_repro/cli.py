@@ -184,6 +184,10 @@ def in_plain_words(error: Exception, arguments: list[str]) -> str:
         inside = sorted(k for k in all_keys() if k.startswith(f"{group}.") and "_target_" not in k)
         keys = f"; a key inside it is set as {inside[0]}=VALUE" if inside else ""
         return f"{group}={given[group]}: no such {group}, choose {choices(group)}{keys}"
+    if "nterpolation" in text:
+        for key, value in given.items():
+            if "${" in value:
+                return f"{key}={value}: this interpolation leads nowhere; give a value"
     if taken := re.search(r"already at '([\w.]+)'", text):
         return f"{taken.group(1)}={given.get(taken.group(1), '')}: this key exists; leave out the +"
     if unknown := re.search(r"Could not (?:override|delete) '([\w.]+)'", text):

@@ -147,7 +147,7 @@ def table(tallies: Sequence[Tally]) -> str:
     return frame.to_string(index=False)
 
 
-def main(kills_per_cell: int = 9) -> int:
+def main(kills_per_cell: int = 20) -> int:
     torch.set_num_threads(1)
     rng = random.Random(0)
     tallies = []
