@@ -149,7 +149,10 @@ def with_hydra(
 
     def once(cfg: DictConfig) -> None:
         codes.append(0)  # composed
+        from dcasgd_repro.config import check_complete
+
         try:
+            check_complete(cfg)
             refuse_unread(cfg, arguments)
             codes.append(job(cfg, argv))
         except BadInput as error:
@@ -163,7 +166,7 @@ def with_hydra(
     run = hydra.main("pkg://dcasgd_repro.conf", "config", version_base="1.3")(once)
     try:
         run()
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
         if codes:  # not about the arguments: a fault of ours, to be seen whole
             raise
         fail(in_plain_words(error, arguments))
@@ -178,8 +181,9 @@ def in_plain_words(error: Exception, arguments: list[str]) -> str:
     text = " ".join(str(error).split())
     given = {a.lstrip("+~").partition("=")[0]: a.partition("=")[2] for a in arguments}
     group = next((g for g in groups() if f"'{g}/{given.get(g)}'" in text), None)
-    if group is None and "override must be a string" in text:
-        group = next((g for g in groups() if g in given), None)
+    if group is None and ("override must be a string" in text or isinstance(error, TypeError)):
+        odd = [g for g in groups() if g in given and given[g] not in choices(g).split(", ")]
+        group = odd[0] if odd else None
     if group is not None:
         inside = sorted(k for k in all_keys() if k.startswith(f"{group}.") and "_target_" not in k)
         keys = f"; a key inside it is set as {inside[0]}=VALUE" if inside else ""

@@ -73,6 +73,7 @@ class Length:
 
 def length_of(cfg: DictConfig) -> Length:
     """The run's length, once the keys that belong to no group have been checked."""
+    check_complete(cfg)
     present = flat(cfg, apart=())
     for key in ("workers", "log_every"):
         check_whole(key, cfg[key])
@@ -86,6 +87,20 @@ def length_of(cfg: DictConfig) -> Length:
             raise BadInput(inside, value, f"set {source}={value} instead, which all parts read")
     check_choice("augment", cfg.augment, (True, False))
     return Length(cfg.images, cfg.batch, cfg.epochs)
+
+
+def check_complete(cfg: DictConfig) -> None:
+    """Refuses a config with a key left open, or one filled in from nowhere."""
+    raw = flat(cfg, apart=(), resolve=False)
+    for key, value in raw.items():
+        if value == "???":
+            raise BadInput(key, value, "this key needs a value")
+    try:
+        OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        key = str(error.full_key)
+        remedy = "this interpolation leads nowhere; give a value"
+        raise BadInput(key, raw.get(key), remedy) from None
 
 
 def build(cfg: DictConfig, group: str) -> Any:
@@ -102,9 +117,6 @@ def build(cfg: DictConfig, group: str) -> Any:
             target = OmegaConf.select(cfg, where)._target_.rsplit(".", 1)[-1]
             raise BadInput(key, OmegaConf.select(cfg, key), f"{target} has no such key") from None
         raise BadInput(where, OmegaConf.select(cfg, where), str(cause or error)) from None
-    except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None) or group
-        raise BadInput(key, "???", str(error).splitlines()[0]) from None
 
 
 def schedule_of(cfg: DictConfig, pushes: int) -> Schedule:
@@ -144,8 +156,8 @@ def task_name(cfg: DictConfig) -> str:
 APART = ("run_dir", "root", "exp", "scale", "resume", "checkpoint")
 
 
-def flat(cfg: Any, apart: Sequence[str] = APART) -> dict[str, Any]:
-    """A resolved config as {dotted key: value}, less the keys in ``apart``."""
+def flat(cfg: Any, apart: Sequence[str] = APART, resolve: bool = True) -> dict[str, Any]:
+    """A config, resolved unless told, as {dotted key: value}, less the keys in ``apart``."""
 
     def walk(node: Any, at: str) -> dict[str, Any]:
         if not isinstance(node, dict):
@@ -153,7 +165,7 @@ def flat(cfg: Any, apart: Sequence[str] = APART) -> dict[str, Any]:
         inside = [(f"{at}.{k}" if at else str(k), v) for k, v in node.items() if k not in apart]
         return {leaf: value for key, child in inside for leaf, value in walk(child, key).items()}
 
-    return walk(OmegaConf.to_container(cfg, resolve=True), "")
+    return walk(OmegaConf.to_container(cfg, resolve=resolve), "")
 
 
 def config_hash(cfg: DictConfig) -> str:

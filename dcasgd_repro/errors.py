@@ -33,6 +33,8 @@ def check_number(
 ) -> None:
     """Refuses anything but a finite real number between low and high; ``ends`` is [), (), []."""
     real = isinstance(value, int | float) and not isinstance(value, bool)
+    if real and isinstance(value, int) and abs(value) >= 2**63:  # torch takes no such integer
+        raise BadInput(key, value, f"write so large a number with an exponent: {value:.3g}")
     inside = real and low <= value <= high and math.isfinite(value)
     if not inside or (ends[0] == "(" and value == low) or (ends[1] == ")" and value == high):
         limits = [f"{'>' if ends[0] == '(' else '>='} {low:g}"] if low > -math.inf else []

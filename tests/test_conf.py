@@ -152,7 +152,8 @@ def test_divergence_ends_the_run_and_says_so(tmp_path: Path) -> None:
         ("threads=0", "threads=0: "),
         ("task.stats_images=0", "task.stats_images=0: "),
         ("+rule.speed=3", "rule.speed=3: DCASGDa has no such key"),
-        ("rule.lam0=???", "rule.lam0="),
+        ("rule.lam0=???", "rule.lam0=???: this key needs a value"),
+        ("batch=???", "batch=???: this key needs a value"),
     ],
 )
 def test_bad_values_are_refused_under_the_key_that_was_typed(

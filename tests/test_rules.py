@@ -245,6 +245,7 @@ def test_elementwise(rule: object) -> None:
         (DCASGDc, "lam", -1.0),
         (DCASGDc, "lam", "big"),
         (DCASGDc, "lam", True),
+        (DCASGDc, "lam", 10**24),
         (DCASGDc, "gradient", "median"),
         (DCASGDc, "batch", 0),
         (DCASGDa, "lam0", math.inf),

@@ -35,6 +35,7 @@ RULES = (
     ["rule=dcasgd_a", "rule.mean_square=worker", "rule.bias_correction=true", "rule.momentum=0.5"],
 )
 CELLS = [[*rule, f"schedule.barrier={barrier}"] for rule in RULES for barrier in (False, True)]
+tqdm.monitor_interval = 0  # its thread could hold tqdm's lock at a fork
 # A push, an evaluation and a checkpoint take about as long as one another here.
 SMALL = [
     "scale=smoke", "task=synthetic", "model.width=2", "images=64", "test_images=16", "batch=4",
@@ -64,6 +65,7 @@ def start(cfg: DictConfig) -> int:
     child = os.fork()
     if child:
         return child
+    signal.alarm(300)  # a hang is a failure too
     with open(os.devnull, "w") as nowhere:  # the child's own end of the fork
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
