@@ -82,21 +82,19 @@ REPORT_HELP = "The table of several finished runs, grouped over seeds; with --ou
 
 
 def main() -> None:
-    """Runs the command line and exits: 0 done, 2 bad input, 3 diverged, 130 interrupted."""
+    """Runs the command line and exits: 0 done, 2 bad input, 3 diverged, 4 a machine fault, 130."""
     command, *rest = sys.argv[1:] or ["--help"]
     try:
         sys.exit(dispatch(command, rest))
     except BadInput as error:
-        fail(str(error))
-    except Failure as error:
-        print(f"dcasgd-repro: {error}", file=sys.stderr)
-        sys.exit(4)
-    except KeyboardInterrupt:
-        print("\ndcasgd-repro: interrupted", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:
+        sys.exit(told(str(error), 2))
+    except BrokenPipeError:  # the reader of our output has left, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except OSError as error:
+        sys.exit(told(f"{error.filename}: {error.strerror}", 4))
+    except KeyboardInterrupt:
+        sys.exit(told("interrupted before it began", 130))
 
 
 def dispatch(command: str, rest: list[str]) -> int:
@@ -115,13 +113,14 @@ def dispatch(command: str, rest: list[str]) -> int:
     elif command == "report":
         return report(rest)
     else:
-        fail(f"{command}: no such command; choose train, schedule, data or report")
+        return told(f"{command}: no such command; choose train, schedule, data or report", 2)
     return 0
 
 
-def fail(line: str) -> None:
-    print(f"dcasgd-repro: {line}", file=sys.stderr)
-    sys.exit(2)
+def told(line: str, code: int) -> int:
+    """Says what went wrong, in one line; gives the exit code back."""
+    print(f"dcasgd-repro: {' '.join(line.split())}", file=sys.stderr)
+    return code
 
 
 def groups() -> list[str]:
@@ -156,8 +155,13 @@ def with_hydra(
             refuse_unread(cfg, arguments)
             codes.append(job(cfg, argv))
         except BadInput as error:
-            print(f"dcasgd-repro: {error}", file=sys.stderr)
-            codes.append(2)
+            codes.append(told(str(error), 2))
+        except Failure as error:
+            codes.append(told(str(error), 4))
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            codes.append(told(f"{error.filename}: {error.strerror}", 4))
 
     # Options first: argparse, behind Hydra, takes the overrides only in one piece.
     overrides = [a for a in arguments if a[:1] != "-" and ("=" in a or a[:1] == "~")]
@@ -169,7 +173,7 @@ def with_hydra(
     except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
         if codes:  # not about the arguments: a fault of ours, to be seen whole
             raise
-        fail(in_plain_words(error, arguments))
+        return told(in_plain_words(error, arguments), 2)
     return max(codes, default=0)
 
 
@@ -255,8 +259,7 @@ def train(cfg: DictConfig, argv: Sequence[str]) -> int:
     if summary["status"] == experiment.INTERRUPTED:
         name, pushes = summary["stopped_by"], summary["pushes"]
         again = f"to go on: the same command, or with run_dir={path}"
-        print(f"dcasgd-repro: {name} after push {pushes:,}; {again}", file=sys.stderr)
-        sys.exit(128 + signal.Signals[name])
+        sys.exit(told(f"{name} after push {pushes:,}; {again}", 128 + signal.Signals[name]))
     return 3 if summary["status"] == experiment.DIVERGED else 0
 
 

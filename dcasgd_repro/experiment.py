@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -255,7 +256,7 @@ def display(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, st
 
 
 def set_device(cfg: DictConfig) -> torch.device:
-    """The device, and torch's threads. auto is CUDA where torch sees one, else the CPU."""
+    """Sets threads and determinism; returns the device: auto is CUDA where torch sees one."""
     if cfg.threads is not None:
         check_whole("threads", cfg.threads, 1, 1024)
         torch.set_num_threads(cfg.threads)
@@ -263,7 +264,14 @@ def set_device(cfg: DictConfig) -> torch.device:
     found = torch.cuda.is_available()
     if cfg.device == "cuda" and not found:
         raise BadInput("device", cfg.device, "torch sees no CUDA device here; use device=cpu")
-    return torch.device("cuda" if found and cfg.device != "cpu" else "cpu")
+    device = torch.device("cuda" if found and cfg.device != "cpu" else "cpu")
+    check_choice("deterministic", cfg.deterministic, ("auto", True, False))
+    exact = device.type == "cpu" if cfg.deterministic == "auto" else cfg.deterministic
+    if exact and device.type == "cuda":  # what cuBLAS asks for; read when it starts
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(exact)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, changes no result
+    return device
 
 
 def run_dir(cfg: DictConfig) -> Path:

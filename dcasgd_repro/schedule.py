@@ -132,7 +132,7 @@ class Schedule:
         """Write ``clock_s,kind,worker`` as CSV, gzipped if the name ends in .gz.
 
         Atomic; the same schedule gives the same bytes; ``load`` gives every clock back bit for
-        bit. Raises BadInput where the file cannot be written.
+        bit. Raises OSError where the file cannot be written.
         """
         path = Path(path)
         temporary = Path(f"{path}.{os.getpid()}.tmp")
@@ -145,8 +145,6 @@ class Schedule:
                     text.write(",".join(COLUMNS) + "\n")
                     text.writelines(f"{clock!r},{kind},{m}\n" for clock, kind, m in self)
             temporary.replace(path)
-        except OSError as error:
-            raise BadInput("path", path, f"cannot be written ({error.strerror})") from error
         finally:
             with contextlib.suppress(OSError):  # renamed, or never made
                 temporary.unlink()

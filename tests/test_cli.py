@@ -128,6 +128,14 @@ def test_schedule_prints_saves_and_replays(call) -> None:
     assert a["schedule_sha256"] == b["schedule_sha256"]
 
 
+def test_where_nothing_can_be_written(call) -> None:
+    Path("file").touch()
+    code, _, err = call("schedule", "images=100", "epochs=1", "batch=1", "run_dir=file/x")
+    assert code == 4
+    assert err.startswith("dcasgd-repro: file/x: ")
+    assert err.count("\n") == 1
+
+
 def test_report_groups_seeds(call) -> None:
     assert call("train", "-m", *TINY, "epochs=0.5", "seed=0,1,2")[0] == 0
     code, out, _ = call("report", "outputs", "--out", "R")

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -224,6 +225,27 @@ def test_a_failing_disk_is_one_line_and_the_run_goes_on_later(
             quiet(cfg)
     assert os.strerror(error) in str(failed.value)
     assert "\n" not in str(failed.value)
+    assert list(torture.differences(quiet(cfg), whole)) == []
+
+
+@pytest.mark.parametrize("limit", [0, 60, 500, 1500, 4000, 9000, 20_000, 40_000, 80_000])
+def test_short_writes_anywhere(limit: int, whole: Path, tmp_path: Path) -> None:
+    """No file can grow past a limit: the write that would is cut short by the system."""
+    cfg = torture.config(CELL, tmp_path / "run")
+    child = os.fork()
+    if child == 0:
+        signal.alarm(120)
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        os.close(2)
+        try:
+            quiet(cfg)
+        except Failure as failure:
+            os._exit(4 if os.strerror(errno.EFBIG) in str(failure) else 5)
+        except BaseException:
+            os._exit(6)
+        os._exit(0)
+    assert torture.finish(child) == (4 if limit < 80_000 else 0)
     assert list(torture.differences(quiet(cfg), whole)) == []
 
 
