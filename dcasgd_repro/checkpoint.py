@@ -67,7 +67,10 @@ class Damaged(Exception):
 
 def read(path: Path, device: torch.device) -> dict[str, Any]:
     """One checkpoint file. Raises Damaged, or BadInput for a newer format."""
-    header, _, body = path.read_bytes().partition(b"\n")
+    try:
+        header, _, body = path.read_bytes().partition(b"\n")
+    except IsADirectoryError as error:
+        raise Damaged(f"{path} (a directory)") from error
     words = header.split(b" ")
     if len(words) != 3 or words[0] != MAGIC or not words[1].isdigit():
         raise Damaged(f"{path} (no checkpoint)")
@@ -80,8 +83,8 @@ def read(path: Path, device: torch.device) -> dict[str, Any]:
         content: dict[str, Any] = torch.load(
             io.BytesIO(body), map_location=device, weights_only=True
         )
-    except pickle.UnpicklingError as error:
-        raise Damaged(f"{path} (holds more than plain data)") from error
+    except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError) as error:
+        raise Damaged(f"{path} (not an archive of plain data)") from error
     return content
 
 

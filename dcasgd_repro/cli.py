@@ -131,6 +131,10 @@ def choices(group: str) -> str:
     return ", ".join(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
 
 
+OPTIONS = {"-m", "--multirun", "-c", "--cfg", "--resolve", "-p", "--package", "-i", "--info"}
+OPTIONS |= {"-cd", "--config-dir", "--hydra-help"}
+
+
 def with_hydra(
     job: Callable[[DictConfig, Sequence[str]], int], command: str, arguments: list[str]
 ) -> int:
@@ -143,8 +147,14 @@ def with_hydra(
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    for a in arguments:
+        if a.startswith("-") and a.partition("=")[0] not in OPTIONS:
+            return told(
+                f"{a}: no such option; `dcasgd-repro {command} --help` lists what there is", 2
+            )
     argv = ["dcasgd-repro", command, *arguments]
     codes: list[int] = []
+    known = all_keys() if any(a.startswith("+") for a in arguments) else []
 
     def once(cfg: DictConfig) -> None:
         codes.append(0)  # composed
@@ -152,7 +162,7 @@ def with_hydra(
 
         try:
             check_complete(cfg)
-            refuse_unread(cfg, arguments)
+            refuse_unread(cfg, arguments, known)
             codes.append(job(cfg, argv))
         except BadInput as error:
             codes.append(told(str(error), 2))
@@ -198,6 +208,14 @@ def in_plain_words(error: Exception, arguments: list[str]) -> str:
                 return f"{key}={value}: this interpolation leads nowhere; give a value"
     if taken := re.search(r"already at '([\w.]+)'", text):
         return f"{taken.group(1)}={given.get(taken.group(1), '')}: this key exists; leave out the +"
+    if "exp" in given and "+exp" not in " ".join(arguments):
+        return f"exp={given['exp']}: an experiment is added: write +exp={given['exp']}"
+    if "override_grammar" in text:
+        odd = [a for a in arguments if a.partition("=")[2] and a.partition("=")[2] in text]
+        odd += [a for a in arguments if "=" not in a or set("$(){}[]=") & set(a.partition("=")[2])]
+        return (
+            f"{odd[0] if odd else arguments}: not understood; write KEY=VALUE, odd text in quotes"
+        )
     if unknown := re.search(r"Could not (?:override|delete) '([\w.]+)'", text):
         key = unknown.group(1)
         near = difflib.get_close_matches(key, all_keys(), n=3, cutoff=0.5)
@@ -236,10 +254,14 @@ def default_scale(command: str, arguments: list[str]) -> list[str]:
     return ["scale=paper" if torch.cuda.is_available() else "scale=laptop"]
 
 
-def refuse_unread(cfg: DictConfig, arguments: list[str]) -> None:
-    """Refuses a key given for a part of the config that this task does not read."""
+def refuse_unread(cfg: DictConfig, arguments: list[str], known: list[str]) -> None:
+    """Refuses an added key that nothing reads, and one for a part that this task does not read."""
     from omegaconf import OmegaConf
 
+    added = [a.lstrip("+") for a in arguments if a.startswith("+") and not a.startswith("+exp=")]
+    for key, _, value in (a.partition("=") for a in added):
+        if key.split(".")[0] not in groups() and key not in known:
+            raise BadInput(key, value, "no such key, and none can be added here")
     task = OmegaConf.to_yaml(cfg.task, resolve=False)
     for argument in arguments:
         key, _, value = argument.lstrip("+~").partition("=")

@@ -21,6 +21,9 @@ from dcasgd_repro.schedule import Schedule
 MAX_PUSHES = 100_000_000  # a log of them takes about 13 GB
 MAX_SEED = 2**63 - 1  # torch's
 
+LEAVES = ("rule", "schedule", "task", "lr", "engine")  # what conf/ builds an object from
+PARTS = (*LEAVES, "model", "data", "seeds", "checkpoint")
+
 # Keys inside groups that conf/ fills in from a key outside: the one on the right is the user's.
 LINKS = {
     "rule.batch": "batch",
@@ -53,13 +56,13 @@ class Length:
         check_whole("batch", self.batch)
         check_number("epochs", self.epochs, ends="()")
         if self.epochs * self.images / self.batch > MAX_PUSHES:
-            most = MAX_PUSHES * self.batch / self.images
-            raise BadInput("epochs", self.epochs, f"give at most {most:g}: {MAX_PUSHES:,} pushes")
+            made = f"with images={self.images} and batch={self.batch} that is too many pushes"
+            raise BadInput("epochs", self.epochs, f"{made}; at most {MAX_PUSHES:,} fit")
 
     @property
     def pushes(self) -> int:
         """Gradients the server receives in all."""
-        return math.ceil(self.epochs * self.images / self.batch - 1e-9)
+        return max(1, math.ceil(self.epochs * self.images / self.batch - 1e-9))
 
     def epoch(self, pushes: int) -> float:
         """Epochs passed after so many pushes."""
@@ -80,7 +83,7 @@ def length_of(cfg: DictConfig) -> Length:
     check_whole("seed", cfg.seed, 0, MAX_SEED)
     for key, value in cfg.seeds.items():
         check_whole(f"seeds.{key}", value, 0, MAX_SEED)
-    check_number("eval_every", cfg.eval_every, ends="()")
+    check_number("eval_every", cfg.eval_every, 1e-6, 1e12)
     for inside, source in LINKS.items():
         value, meant = OmegaConf.select(cfg, inside), OmegaConf.select(cfg, source)
         if inside in present and value != meant:
@@ -90,15 +93,21 @@ def length_of(cfg: DictConfig) -> Length:
 
 
 def check_complete(cfg: DictConfig) -> None:
-    """Refuses a config with a key left open, or one filled in from nowhere."""
+    """Refuses a config with a part or a key left open, or one filled in from nowhere."""
+    for part in PARTS:
+        if not OmegaConf.is_dict(cfg.get(part)):
+            raise BadInput(part, cfg.get(part), "this is a group of keys; set one inside it")
+        if part in LEAVES and "_target_" not in cfg[part]:
+            raise BadInput(part, cfg[part], f"no {part} is chosen; leave out what empties it")
     raw = flat(cfg, apart=(), resolve=False)
     for key, value in raw.items():
         if value == "???":
             raise BadInput(key, value, "this key needs a value")
     try:
         OmegaConf.to_container(cfg, resolve=True)
-    except OmegaConfBaseException as error:
-        key = str(error.full_key)
+    except (OmegaConfBaseException, RecursionError) as error:
+        loops = [k for k, value in raw.items() if str(value) == f"${{{k}}}"]
+        key = loops[0] if loops else str(getattr(error, "full_key", "config"))
         remedy = "this interpolation leads nowhere; give a value"
         raise BadInput(key, raw.get(key), remedy) from None
 
@@ -166,6 +175,13 @@ def flat(cfg: Any, apart: Sequence[str] = APART, resolve: bool = True) -> dict[s
         return {leaf: value for key, child in inside for leaf, value in walk(child, key).items()}
 
     return walk(OmegaConf.to_container(cfg, resolve=resolve), "")
+
+
+def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+    """In what two flat configs differ, for a reader: the first three keys; "" if in nothing."""
+    keys = [k for k in sorted(ours.keys() | theirs.keys()) if ours.get(k) != theirs.get(k)]
+    told = ", ".join(f"{k}={theirs.get(k)} (now {ours.get(k)})" for k in keys[:3])
+    return told + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
 
 
 def config_hash(cfg: DictConfig) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
 import sys
@@ -24,6 +25,7 @@ from dcasgd_repro.config import (
     Length,
     build,
     config_hash,
+    differences,
     flat,
     length_of,
     named,
@@ -51,13 +53,10 @@ def run(cfg: DictConfig, argv: Sequence[str] = (), say: Callable[[str], None] = 
     rule, leaf, rate, engine = (build(cfg, key) for key in ("rule", "task", "lr", "engine"))
     check_number("checkpoint.every_s", cfg.checkpoint.every_s)
     path = run_dir(cfg)
-    if (status := record.status_of(path)) is not None:
-        record.refuse_other_run(cfg, path)
-    if status in ENDED:
-        say(f"run_dir {path} holds this very run, {status} already; nothing to do")
-        return path
     with machine_faults(path):
         schedule = schedule_of(cfg, length.pushes)
+        if ended(cfg, path, schedule, say):
+            return path
         try:
             task = leaf.on(device)
         except BadInput as error:
@@ -65,7 +64,7 @@ def run(cfg: DictConfig, argv: Sequence[str] = (), say: Callable[[str], None] = 
         server = Server(rule, task.initial(cfg.seeds.initial), cfg.workers, cfg.backup)
         experiment = Experiment(cfg, path, length, schedule, task, server, rate, engine)
         with record.locked(path):
-            if record.status_of(path) in ENDED:  # by another process, just now
+            if ended(cfg, path, schedule, say):  # by another process, meanwhile
                 return path
             experiment.resume(device)
             say(describe(cfg, rule, length, len(server.w), device, path))
@@ -78,6 +77,20 @@ def run(cfg: DictConfig, argv: Sequence[str] = (), say: Callable[[str], None] = 
             record.note_origin(cfg, path, schedule, here, experiment.identity, server.pushes)
             experiment.drive()
     return path
+
+
+def ended(cfg: DictConfig, path: Path, schedule: Schedule, say: Callable[[str], None]) -> bool:
+    """Whether this very run stands there already; refuses a directory that holds another one."""
+    status = record.status_of(path)
+    if status is not None:
+        record.refuse_other_run(cfg, path)
+    if status not in ENDED:
+        return False
+    made_with = json.loads((path / "summary.json").read_text()).get("schedule_sha256")
+    if made_with != schedule.sha256():
+        raise BadInput("run_dir", path, f"was made with another schedule_sha256: {made_with}")
+    say(f"run_dir {path} holds this very run, {status} already; nothing to do")
+    return True
 
 
 @dataclass
@@ -96,7 +109,7 @@ class Experiment:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint must share with the run that goes on from it, beside the config."""
+        """What a checkpoint must share with the run that goes on from it, beside its config."""
         return {"schedule_sha256": self.schedule.sha256(), "data_md5": self.task.md5}
 
     def resume(self, device: torch.device) -> None:
@@ -104,9 +117,11 @@ class Experiment:
         saved = checkpoint.load(self.path, device)
         if saved is None:
             return
+        if told := differences(saved.get("config", {}), flat(self.cfg)):
+            raise BadInput("run_dir", self.path, f"holds a checkpoint of a run with {told}")
         for name, value in self.identity.items():
-            if saved[name] != value:
-                raise BadInput("run_dir", self.path, f"was made with another {name}: {saved[name]}")
+            if (found := saved.get(name)) != value:
+                raise BadInput("run_dir", self.path, f"was made with another {name}: {found}")
         checkpoint.unpack(self.server, saved["server"])
         self.progress = record.Progress.unpacked(saved["progress"])
 
@@ -192,7 +207,11 @@ class Experiment:
         """Writes a checkpoint; the rows it counts on are on the disk before it."""
         began = time.perf_counter()
         logs.sync()
-        content = {"server": checkpoint.pack(self.server), "progress": self.progress.packed()}
+        content = {
+            "config": flat(self.cfg),
+            "server": checkpoint.pack(self.server),
+            "progress": self.progress.packed(),
+        }
         checkpoint.save(self.path, {**self.identity, **content})
         self.progress.last_checkpoint_s = time.perf_counter() - began
         self.progress.checkpoint_s += self.progress.last_checkpoint_s
@@ -275,7 +294,7 @@ def set_device(cfg: DictConfig) -> torch.device:
 
 
 def run_dir(cfg: DictConfig) -> Path:
-    """``run_dir``; else, with resume=auto, this config's unfinished run; else a new directory.
+    """``run_dir``; else, with resume=auto, this config's last run; else a new directory.
 
     New ones are outputs/<exp>/<time>-<hash of the config>.
     """
@@ -286,11 +305,10 @@ def run_dir(cfg: DictConfig) -> Path:
         return Path(str(cfg.run_dir))
     name = cfg.exp or f"{task_name(cfg)}_{cfg.rule._target_.rsplit('.', 1)[-1].lower()}"
     place, mark = Path("outputs") / name, config_hash(cfg)[:8]
-    if cfg.resume == "auto":
-        found = sorted(place.glob(f"*-{mark}"))
-        unfinished = [p for p in found if record.status_of(p) not in (FINISHED, DIVERGED, None)]
-        if unfinished:
-            return unfinished[-1]
+    found = sorted(place.glob(f"*-{mark}")) if cfg.resume == "auto" else []
+    runs = [(record.status_of(p) not in ENDED, p) for p in found if record.status_of(p)]
+    if runs:
+        return max(runs)[1]  # an unfinished one before a finished one, then the latest
     return place / f"{time.strftime('%Y%m%d-%H%M%S')}-{mark}"
 
 

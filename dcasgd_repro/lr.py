@@ -23,8 +23,10 @@ class Step:
     start: float = 0.0
 
     def __post_init__(self) -> None:
-        for key in ("base", "factor", "warmup", "start"):
-            check_number(key, getattr(self, key))
+        check_number("base", self.base, 0, 1e30, "[]")  # a float32 must hold it
+        check_number("factor", self.factor, 0, 10, "[]")
+        check_number("warmup", self.warmup)
+        check_number("start", self.start, 0, 10, "[]")
         if not isinstance(self.milestones, Sequence) or isinstance(self.milestones, str):
             raise BadInput("milestones", self.milestones, "give a list of epochs, as [80,120]")
         for value in self.milestones:

@@ -30,12 +30,13 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from yaml import YAMLError
 
-from dcasgd_repro.config import flat
+from dcasgd_repro.config import differences, flat
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.schedule import Schedule
 from dcasgd_repro.simulate import Step
@@ -224,26 +225,37 @@ def status_of(path: Path) -> str | None:
     """The status in a run directory's summary; "unfinished" without one; None: no run there."""
     if path.exists() and not path.is_dir():
         raise BadInput("run_dir", path, "that is a file; name a directory")
-    if (path / "summary.json").exists():
+    summary = path / "summary.json"
+    if summary.exists():
         try:
-            return str(json.loads((path / "summary.json").read_text())["status"])
+            return str(json.loads(summary.read_text())["status"])
         except (ValueError, KeyError, TypeError, OSError) as error:
-            raise BadInput("run_dir", path, f"its summary.json cannot be read ({error})") from None
-    return "unfinished" if (path / "config.yaml").exists() else None
+            if not checkpoints(path):
+                remedy = f"its summary.json cannot be read ({error}); name another directory"
+                raise BadInput("run_dir", path, remedy) from None
+    return "unfinished" if (path / "config.yaml").exists() or checkpoints(path) else None
+
+
+def checkpoints(path: Path) -> bool:
+    """Whether a directory has a checkpoint, whole or not."""
+    return any(path.glob("checkpoint*.pt"))
 
 
 def refuse_other_run(cfg: DictConfig, path: Path) -> None:
-    """Refuses a directory whose run has another config, naming the differences."""
+    """Refuses a directory whose run has another config, naming the differences.
+
+    Without its config.yaml the checkpoint alone tells, see ``Experiment.resume``.
+    """
+    if not (path / "config.yaml").exists() and checkpoints(path):
+        return
     try:
         theirs = flat(OmegaConf.load(path / "config.yaml"))
-    except (OSError, ValueError, YAMLError) as error:
-        raise BadInput("run_dir", path, f"holds no readable config.yaml ({error})") from None
-    ours = flat(cfg)
-    keys = [k for k in sorted(ours.keys() | theirs.keys()) if ours.get(k) != theirs.get(k)]
-    if keys:
-        told = ", ".join(f"{k}={theirs.get(k)} (now {ours.get(k)})" for k in keys[:3])
-        more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-        raise BadInput("run_dir", path, f"holds a run with {told}{more}; name another directory")
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        raise BadInput(
+            "run_dir", path, f"holds no readable config.yaml; name another directory ({error})"
+        ) from None
+    if told := differences(theirs, flat(cfg)):
+        raise BadInput("run_dir", path, f"holds a run with {told}; name another directory")
 
 
 def note_origin(
@@ -259,15 +271,17 @@ def note_origin(
     ``here`` tells of this process, ``identity`` of schedule and data. The config comes last: a
     directory that has one has the others.
     """
-    provenance = path / "provenance.json"
+    provenance, seeds = path / "provenance.json", OmegaConf.to_container(cfg.seeds, resolve=True)
+    content = {**here, **identity, "seeds": seeds}
     if pushes:
-        content = json.loads(provenance.read_text())
-        content.setdefault("resumed", []).append({"after_push": pushes, **here})
-        write_json(provenance, content)
-        return
+        try:
+            first = json.loads(provenance.read_text())
+            first["resumed"] = [*first.get("resumed", []), {"after_push": pushes, **here}]
+            content = first
+        except (OSError, ValueError, TypeError, AttributeError):
+            content["resumed"] = [{"after_push": pushes, "note": "earlier provenance was lost"}]
     schedule.save(path / "schedule.csv.gz")
-    seeds = OmegaConf.to_container(cfg.seeds, resolve=True)
-    write_json(provenance, {**here, **identity, "seeds": seeds})
+    write_json(provenance, content)
     write_text(path / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
 
 

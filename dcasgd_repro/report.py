@@ -99,7 +99,13 @@ class Run:
 
     @cached_property
     def metrics(self) -> pd.DataFrame:
-        return pd.read_csv(self.path / "metrics.csv")
+        try:
+            table = pd.read_csv(self.path / "metrics.csv")
+        except (OSError, ValueError) as error:
+            raise BadInput("run", self.path, f"no readable metrics.csv there ({error})") from None
+        if not {"epoch", "simulated_s", "test_error", "test_loss"} <= set(table.columns):
+            raise BadInput("run", self.path, "its metrics.csv is not one of this program's")
+        return table
 
 
 def one_run(path: Path) -> str:
@@ -112,9 +118,16 @@ def one_run(path: Path) -> str:
         if run.summary[key] is not None:
             lines.append(f"  {words:52} {run.summary[key]:{form}}{unit}")
     lines.append(f"  weights sha256 {run.summary['weights_sha256']}")
+    if "diverged_at_push" in run.summary:
+        lines.insert(
+            1, f"  the first loss that was not finite: push {run.summary['diverged_at_push']:,}"
+        )
     if run.metrics["test_loss"].notna().any():
-        draw({run.label: [run]}, run.setting).savefig(path / "curves.png", dpi=120)
-        lines.append(f"  curves in {path / 'curves.png'}; or: tensorboard --logdir {path}")
+        try:
+            draw({run.label: [run]}, run.setting).savefig(path / "curves.png", dpi=120)
+            lines.append(f"  curves in {path / 'curves.png'}; or: tensorboard --logdir {path}")
+        except OSError as error:
+            lines.append(f"  curves.png could not be written ({error.strerror})")
     return "\n".join(lines)
 
 
@@ -130,6 +143,9 @@ def comparison(places: Sequence[Path], out: Path | None) -> str:
     groups = grouped([Run.read(path) for path in found])
     table = pd.DataFrame([tabulate(label, runs) for label, runs in groups.items()])
     text = markdown(table)
+    lost = {file.parent for place in places for file in place.rglob("provenance.json")} - set(found)
+    if lost:
+        text += f"\n\nNot counted, stopped without a summary: {', '.join(map(str, sorted(lost)))}"
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         table.to_csv(out / "table.csv", index=False, float_format="%.6g", lineterminator="\n")
@@ -181,9 +197,11 @@ def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def tabulate(label: str, runs: Sequence[Run]) -> dict[str, Any]:
-    """One row: mean and standard deviation (n - 1) over the finished runs, and how many are not."""
+    """One row: mean and standard deviation (n - 1) over finished runs, and how many are not."""
     done = [run.summary for run in runs if run.finished]
-    line: dict[str, Any] = {"rule": label, "n": len(done), "not_finished": len(runs) - len(done)}
+    diverged = sum(run.summary["status"] == "diverged" for run in runs)
+    line: dict[str, Any] = {"rule": label, "n": len(done), "diverged": diverged}
+    line["not_finished"] = len(runs) - len(done) - diverged
     for key in ERRORS:
         values = [100 * s[key] for s in done if s[key] is not None]
         line[f"{key}_pct_mean"] = np.mean(values) if values else np.nan
@@ -199,8 +217,10 @@ def markdown(table: pd.DataFrame) -> str:
     head += ["train error, final %", "mean delay", "dc_ratio", "simulated s"]
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
     for row in table.to_dict("records"):
-        lost = f" (+{row['not_finished']} not finished)" if row["not_finished"] else ""
-        cells = [str(row["rule"]), f"{row['n']}{lost}"]
+        others = [
+            f"+{row[k]} {k.replace('_', ' ')}" for k in ("diverged", "not_finished") if row[k]
+        ]
+        cells = [str(row["rule"]), f"{row['n']}" + (f" ({', '.join(others)})" if others else "")]
         for key in ERRORS:
             mean, std = row[f"{key}_pct_mean"], row[f"{key}_pct_std"]
             spread = "" if np.isnan(std) else f" ± {std:.2f}"

@@ -41,7 +41,7 @@ class Quadratic:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.curvature:
+        if not isinstance(self.curvature, Sequence) or not self.curvature:
             raise BadInput("curvature", self.curvature, "give a list of numbers, as [1.0,0.1]")
         for h in self.curvature:
             check_number("curvature", h, -np.inf)
@@ -96,6 +96,11 @@ class Classification:
     train_images: int = 2000
 
     def __post_init__(self) -> None:
+        for key, method in (("model", "build"), ("data", "load")):
+            if not hasattr(getattr(self, key), method):
+                raise BadInput(
+                    key, getattr(self, key), "this is a group of keys; set one inside it"
+                )
         check_number("weight_decay", self.weight_decay)
         for key in ("stats_images", "train_images"):
             check_whole(key, getattr(self, key))

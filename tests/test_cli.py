@@ -171,6 +171,17 @@ def test_report_tells_configurations_apart(call) -> None:
         (["train", "rule=nope"], "rule=nope: no such rule, choose asgd, dcasgd_a, dcasgd_c, ssgd"),
         (["train", "+exp=nope"], "exp=nope: no such exp, choose cifar_asgd, cifar_dc"),
         (["train", "lr=0.1"], "lr=0.1: no such lr, choose step; a key inside it is set as lr.base"),
+        (["train", "+workerz=3"], "workerz=3: no such key, and none can be added here"),
+        (["train", "++checkpoint.every=3"], "checkpoint.every=3: no such key, and none can"),
+        (["train", "exp=cifar_dc"], "exp=cifar_dc: an experiment is added: write +exp=cifar_dc"),
+        (["train", "--foo"], "--foo: no such option; "),
+        (["train", "checkpoint=5"], "checkpoint=5: this is a group of keys; set one inside it"),
+        (["train", "lr=[]"], "lr={"),
+        (["train", "rule.decay=$(x)"], "rule.decay=$(x): not understood; write KEY=VALUE"),
+        (["train", "seed=${seed}"], "seed=${seed}: this interpolation leads nowhere"),
+        (["train", "eval_every=1e-310"], "eval_every=1e-310: "),
+        (["train", "task=quadratic", "task.curvature=5"], "task.curvature=5: give a list"),
+        (["train", "task.model=5"], "task.model=5: this is a group of keys"),
         (["train", "+workers=3"], "workers=3: this key exists; leave out the +"),
         (["train", "workers=0"], "workers=0: give a whole number >= 1"),
         (["train", "workers=-1"], "workers=-1: give a whole number >= 1"),
@@ -236,6 +247,6 @@ def test_ctrl_c_leaves_a_readable_directory_and_exits_130(tmp_path: Path) -> Non
 
 
 def test_a_diverged_run_exits_3(call) -> None:
-    code, out, _ = call("train", "task=quadratic", "lr.base=1e200", "run_dir=X")
+    code, out, _ = call("train", "task=quadratic", "lr.base=1e30", "run_dir=X")
     assert code == 3
     assert "diverged" in out

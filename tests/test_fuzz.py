@@ -1,6 +1,5 @@
 """A few draws of the fuzzers; ``make torture`` makes a thousand of each."""
 
-import time
 from pathlib import Path
 
 import fuzz
@@ -9,7 +8,7 @@ import pytest
 
 def test_odd_values_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    codes, faults = fuzz.command_line(50, seed=time.time_ns() % 1000)
+    codes, faults = fuzz.command_line(50, seed=0)
     assert faults == []
     assert sum(codes.values()) == 50
     assert codes[2] > 0

@@ -252,6 +252,16 @@ def test_nothing_that_is_not_finite_gets_into_json(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": None, "b": None, "c": 1.5}
 
 
+def test_a_report_of_a_damaged_run_is_refused(twelve: Path, tmp_path: Path) -> None:
+    for name in ("config.yaml", "summary.json"):
+        (tmp_path / name).write_bytes((twelve / name).read_bytes())
+    for content in (None, "rubbish", ""):
+        if content is not None:
+            (tmp_path / "metrics.csv").write_text(content)
+        with pytest.raises(BadInput, match=r"^run="):
+            report.comparison([tmp_path], tmp_path / "out")
+
+
 @pytest.mark.parametrize("content", ["{}", "x", "[]", '{"status": "finished"}'])
 def test_a_foreign_summary_is_refused(content: str, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
@@ -264,7 +274,7 @@ def test_a_foreign_summary_is_refused(content: str, tmp_path: Path) -> None:
 def test_infinite_weights_or_losses_at_the_end_are_a_divergence(tmp_path: Path) -> None:
     with initialize_config_module("dcasgd_repro.conf", version_base="1.3"):
         overrides = ["scale=smoke", "task=quadratic", "images=1", "batch=1", "epochs=1"]
-        overrides += ["lr.base=1e308", "lr.milestones=[]", "workers=1", "task.curvature=[10.0]"]
+        overrides += ["lr.base=1e30", "lr.milestones=[]", "workers=1", "task.curvature=[1e200]"]
         cfg = compose("config", overrides=[*overrides, f"run_dir={tmp_path / 'run'}"])
     path = experiment.run(cfg, say=len)
     assert summary_in(path)["status"] == "diverged"
@@ -319,10 +329,13 @@ def test_report_never_averages_over_a_run_that_did_not_finish(tmp_path: Path) ->
             (path / "summary.json").write_text(json.dumps(broken))
     table = report.tabulate("x", [report.Run.read(tmp_path / str(k)) for k in range(3)])
     finals = [100 * summary_in(tmp_path / str(k))["test_error_final"] for k in range(2)]
-    assert (table["n"], table["not_finished"]) == (2, 1)
+    assert (table["n"], table["diverged"], table["not_finished"]) == (2, 1, 0)
     assert table["test_error_final_pct_mean"] == pytest.approx(np.mean(finals))
     assert table["test_error_final_pct_std"] == pytest.approx(np.std(finals, ddof=1))
-    assert "| 2 (+1 not finished) |" in report.comparison([tmp_path], None)
+    (tmp_path / "1" / "summary.json").unlink()
+    text = report.comparison([tmp_path], None)
+    assert "| 1 (+1 diverged) |" in text
+    assert text.endswith(f"Not counted, stopped without a summary: {tmp_path / '1'}")
 
 
 def test_labels_say_what_a_schedule_makes_of_a_rule(tmp_path: Path) -> None:

@@ -18,8 +18,10 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 
 from dcasgd_repro import checkpoint, experiment, record, report
+from dcasgd_repro.data.images import Synthetic
 from dcasgd_repro.errors import BadInput, Failure
 from dcasgd_repro.rules import DCASGDa
+from dcasgd_repro.schedule import Constant, Generated, Schedule
 from dcasgd_repro.simulate import Server
 
 CELL = ["rule=dcasgd_a", "rule.mean_square=worker", "rule.momentum=0.9"]
@@ -98,8 +100,9 @@ def test_without_run_dir_the_unfinished_run_of_this_config_goes_on(
     assert quiet(OmegaConf.merge(cfg, {"resume": "never", "log_every": 6})) != first
     assert quiet(cfg) == first
     assert report.Run.read(first).summary["status"] == "finished"
+    assert quiet(cfg) == first  # finished: left alone
     time.sleep(1.1)  # names carry the second
-    assert quiet(cfg) != first  # finished: the same command makes a new run
+    assert quiet(OmegaConf.merge(cfg, {"resume": "never"})) != first
 
 
 @pytest.mark.parametrize(
@@ -168,6 +171,72 @@ def test_a_newer_format_and_another_schedule_are_refused(
     checkpoint.save(tmp_path / "run", {**saved, "schedule_sha256": "f" * 64})
     with pytest.raises(BadInput, match="another schedule_sha256: ffff"):
         quiet(cfg)
+
+
+def test_a_checkpoint_of_another_config_is_never_taken_over(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copied into another run, or left behind without its config.yaml."""
+    cfg = interrupted(tmp_path, monkeypatch)
+    other = OmegaConf.merge(cfg, {"lr": {"base": 0.3}, "run_dir": str(tmp_path / "other")})
+    with monkeypatch.context() as patched:
+        stop_at(5, patched)
+        quiet(other)
+    for name in (checkpoint.NEWEST, checkpoint.PREVIOUS):
+        (tmp_path / "other" / name).write_bytes((tmp_path / "run" / name).read_bytes())
+    with pytest.raises(BadInput, match=r"a checkpoint of a run with lr.base=0.1 \(now 0.3\)"):
+        quiet(other)
+    (tmp_path / "run" / "config.yaml").unlink()
+    (tmp_path / "run" / "summary.json").unlink()
+    with pytest.raises(BadInput, match=r"a checkpoint of a run with lr.base=0.1 \(now 0.3\)"):
+        quiet(OmegaConf.merge(other, {"run_dir": cfg.run_dir}))
+    assert list(torture.differences(quiet(cfg), whole)) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["provenance.json", "schedule.csv.gz", "summary.json", "metrics.csv"]
+)
+@pytest.mark.parametrize("content", [None, b"", b"rubbish", b"\xff\x00{"])
+def test_a_damaged_side_file_does_not_stop_a_run(
+    name: str, content: bytes | None, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = interrupted(tmp_path, monkeypatch)
+    path = tmp_path / "run" / name
+    path.unlink() if content is None else path.write_bytes(content)
+    assert list(torture.differences(quiet(cfg), whole)) == []
+    sha = report.Run.read(whole).summary["schedule_sha256"]
+    assert Schedule.load(tmp_path / "run" / "schedule.csv.gz").sha256() == sha
+    assert json.loads((tmp_path / "run" / "provenance.json").read_text())["resumed"]
+
+
+def test_a_changed_schedule_file_is_refused_even_when_the_run_has_ended(tmp_path: Path) -> None:
+    log = tmp_path / "log.csv"
+    Generated(4, 0, Constant(1.0)).messages(64).save(log)
+    keys = ["schedule=file", f"schedule.path={log}"]
+    cfg = torture.config([*CELL, *keys], tmp_path / "run")
+    quiet(cfg)
+    assert quiet(cfg) == tmp_path / "run"
+    Generated(4, 0, Constant(2.0)).messages(64).save(log)
+    with pytest.raises(BadInput, match="was made with another schedule_sha256"):
+        quiet(cfg)
+
+
+def test_a_run_made_meanwhile_by_another_process_is_not_taken_for_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another config finishes in the directory while this one loads its data."""
+    ours = torture.config(CELL, tmp_path / "run")
+    load, others = Synthetic.load, []
+
+    def meanwhile(leaf: Synthetic, *arguments: object) -> object:
+        if not others:
+            others.append(True)
+            quiet(OmegaConf.merge(ours, {"seed": 7}))
+        return load(leaf, *arguments)
+
+    monkeypatch.setattr(Synthetic, "load", meanwhile)
+    with pytest.raises(BadInput, match=r"holds a run with .*seed=7 \(now 0\)"):
+        quiet(ours)
 
 
 def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
@@ -319,11 +388,11 @@ def test_out_of_memory_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_divergence_names_the_push(tmp_path: Path) -> None:
     with initialize_config_module("dcasgd_repro.conf", version_base="1.3"):
         overrides = ["scale=smoke", "task=quadratic", "rule=asgd", "workers=1", "batch=1"]
-        overrides += ["lr.base=1e100", "task.curvature=[1.0]", f"run_dir={tmp_path / 'run'}"]
+        overrides += ["lr.base=1e30", "task.curvature=[1.0]", f"run_dir={tmp_path / 'run'}"]
         cfg = compose("config", overrides=overrides)
     summary = report.Run.read(quiet(cfg)).summary
-    # w goes 1, -1e100, 1e200, ...: the loss w^2 / 2 is infinite when w is 1e200, at push 3.
-    assert (summary["status"], summary["diverged_at_push"]) == ("diverged", 3)
+    # w goes 1, -1e30, 1e60, ...: the loss w^2 / 2 is infinite when w is 1e180, at push 7.
+    assert (summary["status"], summary["diverged_at_push"]) == ("diverged", 7)
     text = (tmp_path / "run" / "metrics.csv").read_text()
     assert quiet(cfg) == tmp_path / "run"  # it has ended: left alone
     assert (tmp_path / "run" / "metrics.csv").read_text() == text

@@ -17,6 +17,7 @@ from dcasgd_repro.schedule import Gamma, Generated
 from dcasgd_repro.simulate import Server, simulate
 from dcasgd_repro.tasks import Classification, Classifier, Quadratic
 
+DATA = Synthetic(workers=1, batch=1, seed=0, augment=False)
 CPU = torch.device("cpu")
 
 
@@ -197,10 +198,10 @@ def test_quadratic() -> None:
         (lambda: Quadratic(curvature=[float("nan")]), "curvature"),
         (lambda: Quadratic(noise=-1.0), "noise"),
         (lambda: Quadratic(start=float("inf")), "start"),
-        (lambda: Classification(None, None, weight_decay=-1.0), "weight_decay"),
-        (lambda: Classification(None, None, weight_decay=float("nan")), "weight_decay"),
-        (lambda: Classification(None, None, stats_images=0), "stats_images"),
-        (lambda: Classification(None, None, train_images=1.5), "train_images"),
+        (lambda: Classification(ResNet(), DATA, weight_decay=-1.0), "weight_decay"),
+        (lambda: Classification(ResNet(), DATA, weight_decay=float("nan")), "weight_decay"),
+        (lambda: Classification(ResNet(), DATA, stats_images=0), "stats_images"),
+        (lambda: Classification(ResNet(), DATA, train_images=1.5), "train_images"),
     ],
 )
 def test_refusals(make: object, key: str) -> None:
