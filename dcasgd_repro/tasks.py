@@ -101,7 +101,7 @@ class Classification:
                 raise BadInput(
                     key, getattr(self, key), "this is a group of keys; set one inside it"
                 )
-        check_number("weight_decay", self.weight_decay)
+        check_number("weight_decay", self.weight_decay, 0, 1e30, "[]")  # a float32 must hold it
         for key in ("stats_images", "train_images"):
             check_whole(key, getattr(self, key))
 
