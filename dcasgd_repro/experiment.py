@@ -288,7 +288,8 @@ def set_device(cfg: DictConfig) -> torch.device:
     exact = device.type == "cpu" if cfg.deterministic == "auto" else cfg.deterministic
     if exact and device.type == "cuda":  # what cuBLAS asks for; read when it starts
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(exact)
+    # As use_deterministic_algorithms, which would also import the compiler: seconds of start-up.
+    torch.set_deterministic_debug_mode("error" if exact else "default")
     torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, changes no result
     return device
 

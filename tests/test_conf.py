@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -101,6 +102,16 @@ def test_each_seed_moves_its_own_stream(tmp_path: Path) -> None:
         moved = numbers(k + 1, f"seeds.{name}=5")
         assert [a != b for a, b in zip(base, moved, strict=True)] == [i == k for i in range(3)]
     assert all(a != b for a, b in zip(base, numbers(4, "seed=5"), strict=True))
+
+
+@pytest.mark.parametrize(("given", "exact"), [("auto", True), ("true", True), ("false", False)])
+def test_determinism_is_asked_of_torch(given: str, exact: bool) -> None:
+    try:
+        experiment.set_device(composed(f"deterministic={given}", "device=cpu"))
+        assert torch.are_deterministic_algorithms_enabled() is exact
+        assert torch.utils.deterministic.fill_uninitialized_memory is False
+    finally:
+        torch.set_deterministic_debug_mode("default")
 
 
 def test_lengths() -> None:
