@@ -154,7 +154,7 @@ def with_hydra(
             )
     argv = ["dcasgd-repro", command, *arguments]
     codes: list[int] = []
-    known = all_keys() if any(a.startswith("+") for a in arguments) else []
+    known = all_keys() if any(a[:1] == "+" and a[:5] != "+exp=" for a in arguments) else []
 
     def once(cfg: DictConfig) -> None:
         codes.append(0)  # composed
