@@ -101,6 +101,8 @@ def check_complete(cfg: DictConfig) -> None:
             raise BadInput(part, cfg[part], f"no {part} is chosen; leave out what empties it")
     raw = flat(cfg, apart=(), resolve=False)
     for key, value in raw.items():
+        if value == "???" and cfg.scale is None:
+            raise BadInput("scale", None, f"leaves {key} without a value; choose a scale")
         if value == "???":
             raise BadInput(key, value, "this key needs a value")
     try:

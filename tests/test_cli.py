@@ -177,6 +177,7 @@ def test_report_tells_configurations_apart(call) -> None:
         (["train", "--foo"], "--foo: no such option; "),
         (["train", "checkpoint=5"], "checkpoint=5: this is a group of keys; set one inside it"),
         (["train", "lr=[]"], "lr={"),
+        (["train", "scale=[]"], "scale=None: leaves "),
         (["train", "rule.decay=$(x)"], "rule.decay=$(x): not understood; write KEY=VALUE"),
         (["train", "seed=${seed}"], "seed=${seed}: this interpolation leads nowhere"),
         (["train", "eval_every=1e-310"], "eval_every=1e-310: "),
