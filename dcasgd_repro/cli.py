@@ -54,6 +54,8 @@ usage: dcasgd-repro train [+exp=NAME] [KEY=VALUE ...] [-m]
   -m            a sweep: seed=0,1,2 rule=asgd,dcasgd_a runs every combination
   --cfg job     print the composed config and stop (--resolve fills it in)
 
+A run that was stopped goes on when the same command is given again; resume=never starts anew.
+
 examples
   dcasgd-repro train +exp=cifar_dc
   dcasgd-repro train +exp=cifar_asgd workers=4 schedule=exponential seed=3

@@ -109,7 +109,7 @@ class Run:
 
 
 def one_run(path: Path) -> str:
-    """A run's result table and the path of its curves, which are drawn here."""
+    """A run's result table and the path of its curves, drawn if they are older than the run."""
     run = Run.read(path)
     lines = [f"\n{run.label}: {run.summary['status']} after {run.summary['pushes']:,} pushes"]
     if run.summary["task"] == "synthetic":
@@ -123,9 +123,12 @@ def one_run(path: Path) -> str:
             1, f"  the first loss that was not finite: push {run.summary['diverged_at_push']:,}"
         )
     if run.metrics["test_loss"].notna().any():
+        picture = path / "curves.png"
         try:
-            draw({run.label: [run]}, run.setting).savefig(path / "curves.png", dpi=120)
-            lines.append(f"  curves in {path / 'curves.png'}; or: tensorboard --logdir {path}")
+            drawn_s = picture.stat().st_mtime if picture.exists() else 0.0
+            if drawn_s < (path / "summary.json").stat().st_mtime:  # a finished run is left alone
+                draw({run.label: [run]}, run.setting).savefig(picture, dpi=120)
+            lines.append(f"  curves in {picture}; or: tensorboard --logdir {path}")
         except OSError as error:
             lines.append(f"  curves.png could not be written ({error.strerror})")
     return "\n".join(lines)

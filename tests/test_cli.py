@@ -64,6 +64,11 @@ def test_a_run_prints_its_resolution_and_its_result(call) -> None:
     assert summary["weights_sha256"] in out
     assert "64/64" in err  # the progress bar
     assert Path("X/curves.png").stat().st_size > 10_000
+    before = {p: p.stat().st_mtime_ns for p in Path("X").rglob("*")}
+    code, again, _ = call("train", *TINY, "rule=dcasgd_c", "run_dir=X")
+    assert code == 0
+    assert "nothing to do" in again
+    assert {p: p.stat().st_mtime_ns for p in Path("X").rglob("*")} == before
 
 
 def test_the_default_run_directory(call) -> None:
