@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from dcasgd_repro import checkpoint, record
@@ -32,9 +30,10 @@ from dcasgd_repro.config import (
     schedule_of,
     task_name,
 )
-from dcasgd_repro.errors import BadInput, check_choice, check_number, check_whole
+from dcasgd_repro.device import seconds_per_gradient, set_device
+from dcasgd_repro.errors import BadInput, check_choice, check_number
+from dcasgd_repro.fast.fused import fuse
 from dcasgd_repro.faults import Stop, machine_faults
-from dcasgd_repro.models import ResNet
 from dcasgd_repro.rules import Rule
 from dcasgd_repro.schedule import PUSH, Schedule
 from dcasgd_repro.simulate import Server, Step
@@ -52,6 +51,7 @@ def run(cfg: DictConfig, argv: Sequence[str] = (), say: Callable[[str], None] = 
     length, device = length_of(cfg), set_device(cfg)
     rule, leaf, rate, engine = (build(cfg, key) for key in ("rule", "task", "lr", "engine"))
     check_number("checkpoint.every_s", cfg.checkpoint.every_s)
+    check_choice("fused", cfg.fused, (True, False))
     path = run_dir(cfg)
     with machine_faults(path):
         schedule = schedule_of(cfg, length.pushes)
@@ -62,6 +62,8 @@ def run(cfg: DictConfig, argv: Sequence[str] = (), say: Callable[[str], None] = 
         except BadInput as error:
             raise named(cfg, "task.data", error) from None
         server = Server(rule, task.initial(cfg.seeds.initial), cfg.workers, cfg.backup)
+        if cfg.fused:
+            fuse(server)
         experiment = Experiment(cfg, path, length, schedule, task, server, rate, engine)
         with record.locked(path):
             if ended(cfg, path, schedule, say):  # by another process, meanwhile
@@ -274,26 +276,6 @@ def display(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, st
     return shown if test is None else {**shown, "test_error": f"{test:.2%}"}
 
 
-def set_device(cfg: DictConfig) -> torch.device:
-    """Sets threads and determinism; returns the device: auto is CUDA where torch sees one."""
-    if cfg.threads is not None:
-        check_whole("threads", cfg.threads, 1, 1024)
-        torch.set_num_threads(cfg.threads)
-    check_choice("device", cfg.device, ("auto", "cpu", "cuda"))
-    found = torch.cuda.is_available()
-    if cfg.device == "cuda" and not found:
-        raise BadInput("device", cfg.device, "torch sees no CUDA device here; use device=cpu")
-    device = torch.device("cuda" if found and cfg.device != "cpu" else "cpu")
-    check_choice("deterministic", cfg.deterministic, ("auto", True, False))
-    exact = device.type == "cpu" if cfg.deterministic == "auto" else cfg.deterministic
-    if exact and device.type == "cuda":  # what cuBLAS asks for; read when it starts
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # As use_deterministic_algorithms, which would also import the compiler: seconds of start-up.
-    torch.set_deterministic_debug_mode("error" if exact else "default")
-    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, changes no result
-    return device
-
-
 def run_dir(cfg: DictConfig) -> Path:
     """``run_dir``; else, with resume=auto, this config's last run; else a new directory.
 
@@ -350,21 +332,6 @@ def scale_line(cfg: DictConfig) -> str:
         f"no scale given and {found}: scale={cfg.scale}. The paper's run (scale=paper) would take "
         f"about {hours:.1f} h here ({1000 * seconds:.0f} ms a ResNet-20 gradient, just measured)"
     )
-
-
-def seconds_per_gradient(device: torch.device, repeats: int = 2) -> float:
-    """Measured seconds of one ResNet-20 gradient on 128 images, the paper's unit of work."""
-    model = ResNet(depth=20, width=16).build().to(device)
-    images = torch.zeros(128, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
-    labels = torch.zeros(128, dtype=torch.long, device=device)
-    start = 0.0
-    for repeat in range(repeats + 1):
-        loss = F.cross_entropy(model(images), labels)
-        loss.backward()
-        loss.item()  # waits for the device
-        if repeat == 0:  # the first one warms up
-            start = time.perf_counter()
-    return (time.perf_counter() - start) / repeats
 
 
 def notes(cfg: DictConfig, rule: Rule, schedule: Schedule) -> Iterator[str]:

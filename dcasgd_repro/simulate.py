@@ -52,7 +52,7 @@ class Server:
 
     def __init__(self, rule: Rule, w: Tensor, workers: int, backup: str = "pull") -> None:
         check_choice("backup", backup, ("pull", "push"))
-        self.rule, self.w, self.backup = rule, w, backup
+        self.rule, self.w, self.backup, self.update = rule, w, backup, update
         self.state = rule.init(w, workers)
         self.t = 0  # updates of w
         self.pushes = 0  # gradients received
@@ -69,20 +69,23 @@ class Server:
             self.w_bak[m] = self.sent[m]
 
     def receive_gradient(self, m: int, g: Tensor, lr: float) -> tuple[int, Tensor, Tensor]:
-        """Gradient g_m arrives: ``w_{t+1} <- w_t - eta * direction``.
-
-        Returns (delay, dc_ratio, gap_norm), see Step.
-        """
+        """Gradient g_m arrives, and w moves. Returns (delay, dc_ratio, gap_norm), see Step."""
         arrival = Arrival(g, self.w, self.w_bak[m], m, self.t - self.sent_at[m], lr)
-        step, self.state, correction = self.rule.direction(arrival, self.state)
-        if step is not None:
-            self.w = torch.add(self.w, step, alpha=-lr)
-            self.t += 1
+        w, self.state, dc_ratio, gap_norm = self.update(self.rule, arrival, self.state)
+        if w is not None:
+            self.w, self.t = w, self.t + 1
         self.pushes += 1
         self.batches[m] += 1
         if self.backup == "push":
             self.w_bak[m] = self.w
-        return arrival.delay, ratio(correction, g), norm(arrival.drift)
+        return arrival.delay, dc_ratio, gap_norm
+
+
+def update(rule: Rule, arrival: Arrival, state: Any) -> tuple[Tensor | None, Any, Tensor, Tensor]:
+    """``w_{t+1} = w_t - eta * direction`` (None: not moved), state, dc_ratio and gap_norm."""
+    step, state, correction = rule.direction(arrival, state)
+    w = None if step is None else torch.add(arrival.w, step, alpha=-arrival.lr)
+    return w, state, ratio(correction, arrival.grad), norm(arrival.drift)
 
 
 def worker(task: Task, server: Server, m: int) -> tuple[Tensor, Tensor]:
@@ -115,11 +118,7 @@ def norm(x: Tensor) -> Tensor:
 
 
 def ratio(correction: Tensor | None, g: Tensor) -> Tensor:
-    """``||correction|| / ||g||``; zero exactly when the correction is.
-
-    The correction is the tensor that the rule adds to g. In float32, entries of it under about
-    6e-8 of g's are lost in that addition; the ratio still shows them.
-    """
+    """``||correction|| / ||g||``; adding to g may round away entries that this still counts."""
     if correction is None:
         return torch.zeros((), dtype=torch.float64, device=g.device)
     size = norm(correction)

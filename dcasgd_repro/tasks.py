@@ -4,6 +4,7 @@ Only this module knows that w [P] has parts with shapes. A task has
 
     initial(seed) -> w          the initial vector [P], from its own random stream
     batch(worker, k) -> Batch   mini-batch k of a worker, a function of (seed, worker, k)
+    loss(w, batch)              mean loss, differentiable in w
     gradient(w, batch)          (mean loss, its gradient [P]); pure in w
     evaluate(w) -> dict         measurements of w, a function of w alone
 """
@@ -71,8 +72,11 @@ class QuadraticTask:
         draws = np.random.default_rng([self.conf.seed, worker, k]).standard_normal(len(self.h))
         return torch.as_tensor(self.conf.noise * draws).to(self.h)
 
+    def loss(self, w: Tensor, batch: Tensor) -> Tensor:
+        return torch.sum(0.5 * self.h * w * w + batch * w)
+
     def gradient(self, w: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.sum(0.5 * self.h * w * w + batch * w), self.h * w + batch
+        return self.loss(w, batch), self.h * w + batch
 
     def evaluate(self, w: Tensor) -> dict[str, float]:
         return {"test_loss": 0.5 * torch.sum(self.h * w * w).item()}
@@ -134,6 +138,12 @@ class Classifier:
         self.shapes = [p.shape for p in self.module.parameters()]
         self.sizes = [p.numel() for p in self.module.parameters()]
 
+    def __copy__(self) -> Classifier:
+        """A task on the same data with a network of its own, for a thread of its own."""
+        twin = object.__new__(Classifier)
+        vars(twin).update(vars(self), module=copy.deepcopy(self.module))
+        return twin
+
     def initial(self, seed: int) -> Tensor:
         """w_0 [P] as the network's own initialisation draws it on the CPU from ``seed``."""
         return torch.cat([p.detach().reshape(-1) for p in self._network(seed).parameters()])
@@ -141,17 +151,27 @@ class Classifier:
     def batch(self, worker: int, k: int) -> Batch:
         return self.images.batch(worker, k)
 
+    def loss(self, w: Tensor, batch: Batch) -> Tensor:
+        """Mean loss over the batch at w [P], weight decay included."""
+        return self._decayed(self._cross_entropy(w, batch), w)
+
     def gradient(self, w: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Mean loss over the batch, weight decay included, and its gradient [P] at w [P]."""
-        parameters = [p.detach().requires_grad_() for p in self._parts(w)]
-        named = dict(zip(self.names, parameters, strict=True))
-        loss = F.cross_entropy(functional_call(self.module, named, batch.images), batch.labels)
-        grads = torch.autograd.grad(loss, parameters)
-        loss, g = loss.detach(), torch.cat([part.reshape(-1) for part in grads])
+        """The loss and its gradient [P] at w [P]; weight decay is added as torch.optim.SGD does."""
+        leaf = w.detach().requires_grad_()
+        loss = self._cross_entropy(leaf, batch)
+        (g,) = torch.autograd.grad(loss, leaf)
         if self.conf.weight_decay:
-            loss = loss + self.conf.weight_decay / 2 * torch.dot(w, w)
             g = torch.add(g, w, alpha=self.conf.weight_decay)
-        return loss, g
+        return self._decayed(loss.detach(), w), g
+
+    def _cross_entropy(self, w: Tensor, batch: Batch) -> Tensor:
+        named = dict(zip(self.names, self._parts(w), strict=True))
+        return F.cross_entropy(functional_call(self.module, named, batch.images), batch.labels)
+
+    def _decayed(self, loss: Tensor, w: Tensor) -> Tensor:
+        if not self.conf.weight_decay:
+            return loss
+        return loss + self.conf.weight_decay / 2 * torch.dot(w, w)
 
     @torch.no_grad()
     def evaluate(self, w: Tensor) -> dict[str, float]:

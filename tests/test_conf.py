@@ -1,6 +1,7 @@
 """The configs: every experiment composes, runs, and leaves a complete run directory."""
 
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -10,11 +11,12 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dcasgd_repro import cli, config, experiment, record
+from dcasgd_repro import cli, config, device, experiment, record
 from dcasgd_repro.errors import BadInput
 
 EXPERIMENTS = sorted(path.stem for path in (cli.CONF / "exp").glob("*.yaml"))
 RULES = sorted(path.stem for path in (cli.CONF / "rule").glob("*.yaml"))
+ENGINES = sorted(path.stem for path in (cli.CONF / "engine").glob("*.yaml"))
 SCHEDULES = sorted(path.stem for path in (cli.CONF / "schedule").glob("*.yaml"))
 THREE_PUSHES = ["task=synthetic", "images=48", "batch=2", "epochs=0.125", "test_images=8"]
 FILES = [".lock", "checkpoint.pt", "config.yaml", "metrics.csv", "provenance.json"]
@@ -92,7 +94,7 @@ def test_every_schedule_gives_the_pushes_asked_for(name: str) -> None:
 def test_each_seed_moves_its_own_stream(tmp_path: Path) -> None:
     def numbers(k: int, *overrides: str) -> tuple[object, ...]:
         cfg = composed("task=synthetic", *THREE_PUSHES, *overrides, f"run_dir={tmp_path / str(k)}")
-        task = config.build(cfg, "task").on(experiment.set_device(cfg))
+        task = config.build(cfg, "task").on(device.set_device(cfg))
         w = record.weights_sha256(task.initial(cfg.seeds.initial))
         batch = task.batch(0, 0).images.sum().item()
         return w, batch, config.schedule_of(cfg, 10).sha256()
@@ -107,11 +109,47 @@ def test_each_seed_moves_its_own_stream(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("given", "exact"), [("auto", True), ("true", True), ("false", False)])
 def test_determinism_is_asked_of_torch(given: str, exact: bool) -> None:
     try:
-        experiment.set_device(composed(f"deterministic={given}", "device=cpu"))
+        device.set_device(composed(f"deterministic={given}", "device=cpu"))
         assert torch.are_deterministic_algorithms_enabled() is exact
         assert torch.utils.deterministic.fill_uninitialized_memory is False
     finally:
         torch.set_deterministic_debug_mode("default")
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_every_engine_runs_from_its_config(name: str, tmp_path: Path) -> None:
+    def weights(engine: str) -> str:
+        cfg = composed(
+            "task=synthetic", *THREE_PUSHES, f"engine={engine}", f"run_dir={tmp_path / engine}"
+        )
+        run = experiment.run(cfg, say=lambda line: None)
+        return json.loads((run / "summary.json").read_text())["weights_sha256"]
+
+    same = weights(name) == weights("plain")
+    assert same or name == "waves"  # a batched operation may sum in another order
+
+
+def test_the_laptop_scale_computes_gradients_side_by_side() -> None:
+    assert composed("scale=laptop").engine._target_.endswith(".Threads")
+    assert composed("scale=laptop", "engine=plain").engine._target_.endswith(".simulate")
+    assert composed("scale=paper").engine._target_.endswith(".simulate")
+
+
+@pytest.mark.parametrize(
+    ("override", "text"),
+    [
+        ("engine.slots=0", "engine.slots=0: give a whole number"),
+        ("engine.slots=two", "engine.slots=two: give a whole number"),
+        ("fused=maybe", "fused=maybe: choose"),
+    ],
+)
+def test_a_bad_engine_is_refused_before_anything_is_written(
+    override: str, text: str, tmp_path: Path
+) -> None:
+    cfg = composed("task=synthetic", "engine=threads", override, f"run_dir={tmp_path / 'x'}")
+    with pytest.raises(BadInput, match=re.escape(text)):
+        experiment.run(cfg, say=lambda line: None)
+    assert not (tmp_path / "x").exists()
 
 
 def test_lengths() -> None:

@@ -11,9 +11,9 @@ PACKAGE = Path(__file__).parents[1] / "dcasgd_repro"
 FLOORS = [
     {"errors", "__init__"},
     {"models", "data"},
-    {"schedule", "rules", "lr", "faults"},
+    {"schedule", "rules", "lr", "faults", "device"},
     {"simulate", "tasks", "optim", "config"},
-    {"record", "checkpoint"},
+    {"fast", "record", "checkpoint"},
     {"experiment", "report"},
     {"cli"},
 ]

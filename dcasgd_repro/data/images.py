@@ -7,6 +7,7 @@ very images that the plain loop sees.
 
 from __future__ import annotations
 
+import threading
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -117,6 +118,7 @@ class Images:
         self._scale = torch.from_numpy(np.tile(scale, tiles)).to(self.device, self._working)
         self._shift = torch.from_numpy(np.tile(shift, tiles)).to(self.device, self._working)
         self._epochs: dict[int, _Epoch] = {}
+        self._drawing = threading.Lock()
 
     def batch(self, worker: int, k: int) -> Batch:
         """The k-th mini-batch of a worker, both counted from 0; any k, in any order."""
@@ -159,13 +161,14 @@ class Images:
         return flat.to(self.dtype).view(pixels.shape).permute(0, 3, 1, 2)
 
     def _epoch(self, number: int) -> _Epoch:
-        epoch = self._epochs.get(number)
-        if epoch is None:
-            epoch = self._draw(number)
-            if len(self._epochs) >= EPOCHS_KEPT:
-                del self._epochs[min(self._epochs)]
-            self._epochs[number] = epoch
-        return epoch
+        with self._drawing:  # once, whichever thread asks first
+            epoch = self._epochs.get(number)
+            if epoch is None:
+                epoch = self._draw(number)
+                if len(self._epochs) >= EPOCHS_KEPT:
+                    del self._epochs[min(self._epochs)]
+                self._epochs[number] = epoch
+            return epoch
 
     def _draw(self, number: int) -> _Epoch:
         order = _stream(self.seed, "order", number).permutation(self.size)

@@ -1,0 +1,74 @@
+"""The device a run computes on: its threads, determinism, precision and memory."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import time
+
+import torch
+from omegaconf import DictConfig
+from torch.nn import functional as F
+
+from dcasgd_repro.errors import BadInput, check_choice, check_whole
+from dcasgd_repro.models import ResNet
+
+
+def set_device(cfg: DictConfig) -> torch.device:
+    """Sets threads, determinism and precision; returns the device: auto is CUDA if torch sees one.
+
+    float32 is float32: convolutions on CUDA use TF32 only where an engine is told to.
+    """
+    if cfg.threads is not None:
+        check_whole("threads", cfg.threads, 1, 1024)
+        torch.set_num_threads(cfg.threads)
+    check_choice("device", cfg.device, ("auto", "cpu", "cuda"))
+    found = torch.cuda.is_available()
+    if cfg.device == "cuda" and not found:
+        raise BadInput("device", cfg.device, "torch sees no CUDA device here; use device=cpu")
+    device = torch.device("cuda" if found and cfg.device != "cpu" else "cpu")
+    check_choice("deterministic", cfg.deterministic, ("auto", True, False))
+    exact = device.type == "cpu" if cfg.deterministic == "auto" else cfg.deterministic
+    if exact and device.type == "cuda":  # what cuBLAS asks for; read when it starts
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # As use_deterministic_algorithms, which would also import the compiler: seconds of start-up.
+    torch.set_deterministic_debug_mode("error" if exact else "default")
+    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, changes no result
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
+    else:
+        keep_freed_memory()
+    return device
+
+
+def keep_freed_memory() -> bool:
+    """Has glibc keep what is freed for the next step; whether it could be told.
+
+    By default glibc hands a step's activations back to the kernel and faults them in again at the
+    next: thousands of page faults a step at ResNet-20 and batch 128. ``mallopt`` here does what
+    MALLOC_MMAP_MAX_=0 and MALLOC_TRIM_THRESHOLD_=2147483647 do from outside, and leaves those
+    variables alone where the user has set them. Elsewhere than with glibc nothing is done.
+    """
+    if platform.libc_ver()[0] != "glibc" or any(name.startswith("MALLOC_") for name in os.environ):
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
+
+
+def seconds_per_gradient(device: torch.device, repeats: int = 2) -> float:
+    """Measured seconds of one ResNet-20 gradient on 128 images, the paper's unit of work."""
+    model = ResNet(depth=20, width=16).build().to(device)
+    images = torch.zeros(128, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
+    labels = torch.zeros(128, dtype=torch.long, device=device)
+    start = 0.0
+    for repeat in range(repeats + 1):
+        loss = F.cross_entropy(model(images), labels)
+        loss.backward()
+        loss.item()  # waits for the device
+        if repeat == 0:  # the first one warms up
+            start = time.perf_counter()
+    return (time.perf_counter() - start) / repeats

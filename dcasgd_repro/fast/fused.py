@@ -1,0 +1,29 @@
+"""The server's update in one pass over memory, compiled from the rule's own formula."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import Any
+
+import torch
+
+from dcasgd_repro.errors import BadInput
+from dcasgd_repro.simulate import Server, update
+
+
+def fuse(server: Server, backend: str = "inductor") -> None:
+    """Has the server receive gradients through ``torch.compile(update)``, whatever its rule.
+
+    What moves is then near the least that DC-ASGD-a must: read g, w, w_bak and MeanSquare, write w
+    and MeanSquare. The first push compiles for seconds (about 20 on a CPU where nothing is cached),
+    so this is for large vectors. Products and sums may be contracted: equal to the plain update
+    within rounding, not to the bit. Raises BadInput where no C++ compiler is found.
+    """
+    compiler = os.environ.get("CXX", "g++")
+    if backend == "inductor" and server.w.device.type == "cpu" and shutil.which(compiler) is None:
+        raise BadInput("fused", True, f"torch.compile needs a C++ compiler, {compiler} here")
+    # A rule may branch on a counter or on the worker; each branch is compiled once.
+    limits: Any = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, 4 * len(server.sent) + 8)
+    server.update = torch.compile(update, backend=backend)

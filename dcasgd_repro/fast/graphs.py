@@ -1,0 +1,197 @@
+"""CUDA graphs: a whole wave of gradients as one launch, its members on parallel streams."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from dcasgd_repro.errors import check_choice
+from dcasgd_repro.fast.waves import Cell, Gradients, replicas
+from dcasgd_repro.schedule import Message
+from dcasgd_repro.simulate import Server, Step, Task, simulate
+
+WIDTHS_ONE_BY_ONE = 8  # wider waves are filled up to a multiple of this: fewer captures
+
+
+PRECISIONS = ("float32", "tf32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """``simulate``, each wave of gradients replayed as one CUDA graph.
+
+    A graph is captured the first time a wave has its width: each member runs the plain path's own
+    kernels on a stream of its own, forked and joined inside the capture. Vectors and batches are
+    copied into the graph's static buffers, gradients out of them.
+
+    ``precision``: "float32" (default), "tf32" or "bfloat16" (autocast of the forward pass).
+    Where there is no CUDA device it says so in one line and runs the plain loop. Raises BadInput.
+    """
+
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        check_choice("precision", self.precision, PRECISIONS)
+
+    def __call__(
+        self, task: Task, server: Server, messages: Iterable[Message], lr: Callable[[int], float]
+    ) -> Iterator[Step]:
+        device = server.w.device.type
+        if device != "cuda":
+            remedy = f"engine=graphs needs CUDA, this is {device}: plain loop"
+            print(f"note      {remedy}", file=sys.stderr)
+            return simulate(task, server, messages, lr)
+        cells = [Cell(task, server, messages, lr)]
+        return (step for _, step in replicas(cells, Captured(CUDA(self.precision))))
+
+
+class Machine(Protocol):
+    """What a capture needs of a device."""
+
+    def precise(self) -> contextlib.AbstractContextManager[None]:
+        """The declared precision, for as long as a gradient is computed."""
+
+    def warm(self, work: Callable[[], None]) -> None:
+        """Runs ``work`` a few times, as a capture asks for beforehand."""
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Records ``work``; what is returned repeats it."""
+
+    def fork(self, works: Sequence[Callable[[], None]]) -> None:
+        """Runs the works side by side, and waits for all before whatever is enqueued next."""
+
+
+class Captured:
+    """Computes waves through one captured graph for each width; a ``waves.Compute``."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.graphs: dict[int, _Graph] = {}
+
+    def __call__(self, task: Task, vectors: Sequence[Tensor], batches: Sequence[Any]) -> Gradients:
+        size = width(len(vectors))
+        if size not in self.graphs:
+            self.graphs[size] = _Graph(self.machine, task, size, vectors[0], batches[0])
+        return self.graphs[size](vectors, batches)
+
+
+def width(members: int) -> int:
+    """The width of the graph that such a wave uses; slots left over repeat the last gradient."""
+    if members <= WIDTHS_ONE_BY_ONE:
+        return members
+    return -(-members // WIDTHS_ONE_BY_ONE) * WIDTHS_ONE_BY_ONE
+
+
+class _Graph:
+    """K gradients with static buffers: vectors [K, P] and batches in, losses [K] and g [K, P] out.
+
+    A slot's buffers are contiguous rows, so a member computes on views of them; the images keep
+    the memory format of the batches.
+    """
+
+    def __init__(self, machine: Machine, task: Task, size: int, w: Tensor, batch: Any) -> None:
+        self.vectors = torch.empty(size, *w.shape, dtype=w.dtype, device=w.device)
+        self.batches = [_like(batch) for _ in range(size)]
+        self.losses = torch.empty(size, dtype=w.dtype, device=w.device)
+        self.g = torch.empty_like(self.vectors)
+        self._fill([w] * size, [batch] * size)
+
+        def member(k: int) -> Callable[[], None]:
+            def work() -> None:
+                loss, g = task.gradient(self.vectors[k], self.batches[k])
+                self.losses[k].copy_(loss)
+                self.g[k].copy_(g)
+
+            return work
+
+        works = [member(k) for k in range(size)]
+
+        def wave() -> None:
+            with machine.precise():
+                machine.fork(works)
+
+        machine.warm(wave)
+        self._replay = machine.capture(wave)
+
+    def __call__(self, vectors: Sequence[Tensor], batches: Sequence[Any]) -> Gradients:
+        members = len(vectors)
+        spare = len(self.batches) - members
+        self._fill([*vectors, *[vectors[-1]] * spare], [*batches, *[batches[-1]] * spare])
+        self._replay()
+        # The next wave overwrites the buffers while this one's losses and gradients are in use.
+        losses, g = self.losses[:members].clone(), self.g[:members].clone()
+        return list(zip(losses.unbind(), g.unbind(), strict=True))
+
+    def _fill(self, vectors: Sequence[Tensor], batches: Sequence[Any]) -> None:
+        torch.stack(list(vectors), out=self.vectors)
+        for mine, theirs in zip(self.batches, batches, strict=True):
+            for buffer, values in zip(_tensors(mine), _tensors(theirs), strict=True):
+                buffer.copy_(values)
+
+
+def _tensors(batch: Any) -> tuple[Tensor, ...]:
+    return batch if isinstance(batch, tuple) else (batch,)
+
+
+def _like(batch: Any) -> Any:
+    """Buffers of a batch's shapes and memory formats."""
+    if isinstance(batch, tuple):
+        return type(batch)(*map(torch.empty_like, batch))
+    return torch.empty_like(batch)
+
+
+def _stream() -> Any:
+    return torch.cuda.Stream()  # type: ignore[no-untyped-call]
+
+
+class CUDA:
+    """A CUDA device as a ``Machine``."""
+
+    def __init__(self, precision: str) -> None:
+        self.precision = precision
+        self.streams: list[Any] = []
+        self.pool: Any = None
+
+    @contextlib.contextmanager
+    def precise(self) -> Iterator[None]:
+        before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+        fast = self.precision == "tf32"
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = fast
+        half = self.precision == "bfloat16"
+        try:
+            with torch.autocast("cuda", torch.bfloat16, enabled=half, cache_enabled=False):
+                yield
+        finally:
+            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+    def warm(self, work: Callable[[], None]) -> None:
+        side: Any = _stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                work()
+        torch.cuda.current_stream().wait_stream(side)
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool):
+            work()
+        self.pool = graph.pool()  # shared: graphs run one at a time and leave nothing in it
+        return graph.replay
+
+    def fork(self, works: Sequence[Callable[[], None]]) -> None:
+        main = torch.cuda.current_stream()
+        while len(self.streams) < len(works):
+            self.streams.append(_stream())
+        for stream, work in zip(self.streams, works, strict=False):
+            stream.wait_stream(main)
+            with torch.cuda.stream(stream):
+                work()
+        for stream in self.streams[: len(works)]:
+            main.wait_stream(stream)

@@ -1,0 +1,398 @@
+"""The contract of every engine: simulate's Steps, for any rule, schedule and task."""
+
+import contextlib
+import copy
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from dcasgd_repro import device
+from dcasgd_repro.data.images import Synthetic
+from dcasgd_repro.errors import BadInput
+from dcasgd_repro.fast import graphs
+from dcasgd_repro.fast.fused import fuse
+from dcasgd_repro.fast.threads import Threads
+from dcasgd_repro.fast.waves import Cell, Waves, batched, replicas
+from dcasgd_repro.models import ResNet
+from dcasgd_repro.rules import ASGD, SSGD, DCASGDa, DCASGDc, Direction, Rule
+from dcasgd_repro.schedule import Constant, Exponential, Gamma, Generated, Message
+from dcasgd_repro.simulate import Server, Step, simulate
+from dcasgd_repro.tasks import Classification, Quadratic
+
+CPU = torch.device("cpu")
+WORKERS = 4
+
+
+class AheadAndSkipping(DCASGDc):
+    """Sends another vector than w, and ignores every gradient that is more than 4 updates old."""
+
+    def sends(self, w: torch.Tensor, state: object, worker: int) -> torch.Tensor:
+        return w - 0.01 * (worker + 1)
+
+    def direction(self, arrival: object, state: object) -> Direction:
+        if arrival.delay > 4:
+            return Direction(None, state)
+        return super().direction(arrival, state)
+
+
+RULES = [
+    ASGD(),
+    ASGD(momentum=0.9),
+    SSGD(),
+    DCASGDc(lam=2.0),
+    DCASGDa(),
+    DCASGDa(mean_square="worker", bias_correction=True, momentum=0.9),
+    AheadAndSkipping(lam=1.0),
+]
+
+
+def generated(law: object, **keys: object) -> Callable[[], Sequence[Message]]:
+    return lambda: Generated(workers=WORKERS, seed=3, compute=law, **keys).messages(60)
+
+
+def irregular() -> list[Message]:
+    """Pulls given twice, a push without a pull of its own, a worker that never pushes."""
+    words = "0 1 2 3 >1 1 1 >0 >0 0 >1 >1 1 0 >0 0 >1 >0 1 2 >2 >1"
+    return [
+        Message(float(k), "push" if word[0] == ">" else "pull", int(word[-1]))
+        for k, word in enumerate(words.split())
+    ]
+
+
+SCHEDULES: dict[str, Callable[[], Sequence[Message]]] = {
+    "gamma": generated(Gamma(mean_s=1.0, cv=0.3)),
+    "exponential": generated(Exponential(mean_s=1.0)),
+    "equal": generated(Constant(mean_s=1.0)),
+    "barrier": generated(Gamma(mean_s=1.0, cv=0.3), barrier=True),
+    "late pulls": generated(
+        Gamma(mean_s=1.0, cv=0.5), communication=Constant(mean_s=1.0), request_share=0.5
+    ),
+    "irregular": irregular,
+}
+
+
+class Tape(TorchDispatchMode):
+    """Stands in for a CUDA graph: notes the operations and repeats them on the same buffers.
+
+    As a capture, it refuses whatever would make the host wait for the device; as a replay, it runs
+    no Python of the captured code. An operation whose result is new memory overwrites the memory
+    that its capture made.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.notes: list[tuple[object, ...]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
+            raise RuntimeError(f"{func} would wait for the device inside a capture")
+        made = func(*args, **kwargs)
+        self.notes.append(tree_map_only(torch.Tensor, memory, (func, args, kwargs, made)))
+        return made
+
+    @torch.no_grad()
+    def replay(self) -> None:
+        for func, args, kwargs, made in self.notes:
+            again = func(*args, **kwargs)
+            if isinstance(made, torch.Tensor):
+                made, again = (made,), (again,)
+            for old, new in zip(made, again, strict=True):
+                if old is not None and old.data_ptr() != new.data_ptr():  # not a view, nor written
+                    old.copy_(new)
+
+
+def memory(x: torch.Tensor) -> torch.Tensor:
+    """The same memory, without the history that autograd keeps of it."""
+    return torch.empty(0, dtype=x.dtype).set_(
+        x.untyped_storage(), x.storage_offset(), x.shape, x.stride()
+    )
+
+
+class StandIn:
+    """A ``graphs.Machine`` on the CPU."""
+
+    def __init__(self) -> None:
+        self.captures = 0
+
+    @contextlib.contextmanager
+    def precise(self) -> Iterator[None]:
+        yield
+
+    def warm(self, work: Callable[[], None]) -> None:
+        work()
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        self.captures += 1
+        tape = Tape()
+        with tape:
+            work()
+        return tape.replay
+
+    def fork(self, works: Sequence[Callable[[], None]]) -> None:
+        for work in works:
+            work()
+
+
+def captured(task, server, messages, lr):
+    compute = graphs.Captured(StandIn())
+    return (step for _, step in replicas([Cell(task, server, messages, lr)], compute))
+
+
+ENGINES = {
+    "waves": Waves(),
+    "threads": Threads(),
+    "two threads": Threads(slots=2),
+    "captured": captured,
+}
+
+
+def quadratic() -> object:
+    return Quadratic(curvature=(1.0, 0.5, 0.1), noise=0.2, seed=5).on(CPU)
+
+
+def network(norm: str = "batch", dtype: torch.dtype = torch.float64) -> object:
+    data = Synthetic(workers=WORKERS, batch=4, seed=2, augment=True, train_images=64, test_images=8)
+    return Classification(ResNet(8, 2, norm=norm), data, weight_decay=0.01).on(CPU, dtype)
+
+
+def lr(pushes: int) -> float:
+    return 0.05 / (1 + pushes // 20)
+
+
+def played(engine: Callable, task: object, rule: Rule, log: Sequence[Message], pushes: int = 60):
+    server = Server(rule, task.initial(1), WORKERS)
+    steps = []
+    for step in engine(task, server, log, lr):
+        steps.append(step)
+        if len(steps) == pushes:
+            break
+    return steps, server
+
+
+def agree(found: tuple, expected: tuple, tolerance: float) -> None:
+    steps, server = found
+    wanted, reference = expected
+    assert len(steps) == len(wanted)
+    for step, other in zip(steps, wanted, strict=True):
+        assert step[:6] == other[:6]  # push, update, clock, worker, delay, lr
+        for value, right in zip(step[6:], other[6:], strict=True):
+            torch.testing.assert_close(value, right, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(server.w, reference.w, rtol=tolerance, atol=tolerance)
+    assert (server.t, server.pushes, server.batches) == (
+        reference.t, reference.pushes, reference.batches,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("rule", RULES, ids=repr)
+def test_engine_gives_the_plain_loops_steps(engine: str, schedule: str, rule: Rule) -> None:
+    log, task = SCHEDULES[schedule](), quadratic()
+    agree(played(ENGINES[engine], task, rule, log), played(simulate, task, rule, log), 1e-12)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("norm", ["batch", "none"])
+def test_engine_on_a_network(engine: str, norm: str) -> None:
+    log, task, rule = SCHEDULES["gamma"](), network(norm), DCASGDa()
+    found = played(ENGINES[engine], task, rule, log, 20)
+    agree(found, played(simulate, task, rule, log, 20), 1e-12)
+
+
+@pytest.mark.parametrize("engine", ["threads", "two threads", "captured"])
+def test_engine_equals_the_plain_loop_to_the_bit_in_float32(engine: str) -> None:
+    """Each gradient is the plain path's own, so nothing is rounded otherwise."""
+    log, task, rule = SCHEDULES["exponential"](), network(dtype=torch.float32), DCASGDa()
+    (steps, server), (wanted, reference) = (
+        played(one, task, rule, log, 20) for one in (ENGINES[engine], simulate)
+    )
+    assert steps == wanted
+    assert torch.equal(server.w, reference.w)
+
+
+def test_a_wave_in_float32_is_within_the_stated_tolerance() -> None:
+    task = network("none", torch.float32)
+    vectors = [task.initial(seed) for seed in range(4)]
+    batches = [task.batch(m, 0) for m in range(4)]
+    for (loss, g), w, batch in zip(batched(task, vectors, batches), vectors, batches, strict=True):
+        expected, right = task.gradient(w, batch)
+        assert (g - right).norm() <= 1e-3 * right.norm()
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_engine_left_at_any_step_and_taken_up_again(engine: str) -> None:
+    """The server is whole after each Step, so a checkpoint taken there resumes."""
+    log, task, rule = SCHEDULES["exponential"](), quadratic(), DCASGDa()
+    whole, reference = played(simulate, task, rule, log)
+    pushes = [k for k, message in enumerate(log) if message.kind == "push"]
+    for leave_at in (1, 2, 17, 59):
+        first, server = played(ENGINES[engine], task, rule, log, leave_at)
+        server = copy.deepcopy(server)
+        rest = list(log)[pushes[leave_at - 1] + 1 :]
+        steps = [*first, *ENGINES[engine](task, server, rest, lr)]
+        agree((steps, server), (whole, reference), 1e-12)
+
+
+@pytest.mark.parametrize("schedule", ["gamma", "equal", "exponential"])
+def test_a_wave_is_as_wide_as_the_schedule_allows(schedule: str) -> None:
+    """Against another count: greedy cuts of the log wherever a push reads what a wave made."""
+    log, widths = SCHEDULES[schedule](), []
+
+    def compute(task: object, vectors: Sequence, batches: Sequence) -> object:
+        widths.append(len(vectors))
+        return batched(task, vectors, batches)
+
+    server = Server(ASGD(), torch.ones(3, dtype=torch.float64), WORKERS)
+    for _ in replicas([Cell(quadratic(), server, log, lr)], compute):
+        pass
+    reads, cut, sizes = log.reads(), 0, [0]
+    for push, read in enumerate(reads):
+        if read > cut:  # its vector did not exist when the wave began
+            cut = push
+            sizes.append(0)
+        sizes[-1] += 1
+    assert len(widths) == len(sizes)
+    assert sum(widths) - sum(sizes) < WORKERS  # computed in the last wave, pushed by none
+    if schedule == "equal":
+        assert set(widths) == {WORKERS}
+
+
+def test_replicas_share_waves_and_keep_their_own_numbers() -> None:
+    rules = [ASGD(), DCASGDa(), SSGD()]
+    logs = [SCHEDULES[name]() for name in ("gamma", "exponential", "barrier")]
+    expected = [played(simulate, quadratic(), r, log) for r, log in zip(rules, logs, strict=True)]
+    widths = []
+
+    def compute(task: object, vectors: Sequence, batches: Sequence) -> object:
+        widths.append(len(vectors))
+        return batched(task, vectors, batches)
+
+    task = quadratic()
+    servers = [Server(rule, task.initial(1), WORKERS) for rule in rules]
+    cells = [Cell(quadratic(), s, log, lr) for s, log in zip(servers, logs, strict=True)]
+    steps: list[list[Step]] = [[], [], []]
+    for index, step in replicas(cells, compute):
+        steps[index].append(step)
+    for found, server, reference in zip(steps, servers, expected, strict=True):
+        agree((found, server), reference, 1e-12)
+    assert max(widths) == 3 * WORKERS
+
+
+def test_a_graph_is_captured_once_for_each_width() -> None:
+    machine, log = StandIn(), SCHEDULES["exponential"]()
+    compute = graphs.Captured(machine)
+    server = Server(ASGD(), torch.ones(3, dtype=torch.float64), WORKERS)
+    for _ in replicas([Cell(quadratic(), server, log, lr)], compute):
+        pass
+    assert machine.captures == len(compute.graphs) <= WORKERS
+
+
+def test_graphs_wider_than_eight_are_filled_up() -> None:
+    assert [graphs.width(k) for k in (1, 7, 8, 9, 16, 17, 128)] == [1, 7, 8, 16, 16, 24, 128]
+    task = quadratic()
+    vectors = [torch.full((3,), float(k), dtype=torch.float64) for k in range(11)]
+    batches = [task.batch(m, 0) for m in range(11)]
+    found = graphs.Captured(StandIn())(task, vectors, batches)
+    assert len(found) == 11
+    for (loss, g), w, batch in zip(found, vectors, batches, strict=True):
+        expected, right = task.gradient(w, batch)
+        assert torch.equal(g, right)
+        assert loss == expected
+
+
+def test_the_stand_in_refuses_a_wait_for_the_device() -> None:
+    class Waiting:
+        def gradient(self, w: torch.Tensor, batch: torch.Tensor) -> tuple:
+            return w.sum() * w.sum().item(), w
+
+    with pytest.raises(RuntimeError, match="inside a capture"):
+        graphs.Captured(StandIn())(Waiting(), [torch.ones(2)], [torch.ones(2)])
+
+
+def test_graphs_without_cuda_say_so_and_run_plain(capfd: pytest.CaptureFixture[str]) -> None:
+    log, task = SCHEDULES["gamma"](), quadratic()
+    found = played(graphs.Graphs(), task, DCASGDa(), log)
+    agree(found, played(simulate, task, DCASGDa(), log), 0.0)
+    assert capfd.readouterr().err == "note      engine=graphs needs CUDA, this is cpu: plain loop\n"
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (partial(Threads, slots=0), "slots=0: give a whole number"),
+        (partial(graphs.Graphs, precision="float16"), "precision=float16: choose"),
+    ],
+)
+def test_bad_options_are_refused(make: Callable, text: str) -> None:
+    with pytest.raises(BadInput, match=re.escape(text)):
+        make()
+
+
+def test_threads_give_torch_its_threads_back() -> None:
+    before = torch.get_num_threads()
+    steps = Threads()(quadratic(), Server(ASGD(), torch.ones(3).double(), 4), irregular(), lr)
+    next(steps)
+    steps.close()
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("rule", RULES, ids=repr)
+def test_a_fused_update_traces_every_branch_of_a_rule(rule: Rule) -> None:
+    """What torch.compile makes of a rule, run without its code generator, is the rule."""
+    log, task = SCHEDULES["gamma"](), quadratic()
+    torch._dynamo.reset()
+    server = Server(rule, task.initial(1), WORKERS)
+    fuse(server, backend="eager")
+    steps = list(simulate(task, server, log, lr))
+    agree((steps, server), played(simulate, task, rule, log), 0.0)
+
+
+def test_a_fused_update_compiled_for_this_processor() -> None:
+    log, task, rule = SCHEDULES["gamma"](), network(dtype=torch.float32), DCASGDa()
+    torch._dynamo.reset()
+    server = Server(rule, task.initial(1), WORKERS)
+    fuse(server)
+    steps = [s for _, s in zip(range(12), simulate(task, server, log, lr), strict=False)]
+    agree((steps, server), played(simulate, task, rule, log, 12), 1e-5)
+
+
+def test_a_fused_update_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(BadInput, match=r"^fused=True: torch.compile needs a C\+\+ compiler"):
+        fuse(Server(ASGD(), torch.ones(2), 1))
+
+
+def test_freed_memory_is_kept_unless_the_user_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in [name for name in os.environ if name.startswith("MALLOC_")]:
+        monkeypatch.delenv(name)
+    glibc = device.platform.libc_ver()[0] == "glibc"
+    assert device.keep_freed_memory() is glibc
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
+    assert device.keep_freed_memory() is False
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.parametrize("engine", ["waves", "graphs"])
+def test_engine_on_cuda(engine: str) -> None:
+    data = Synthetic(workers=8, batch=16, seed=2, augment=True, train_images=1024, test_images=8)
+    task = Classification(ResNet(8, 8), data).on(torch.device("cuda"))
+    log = Generated(workers=8, seed=3, compute=Gamma(mean_s=1.0, cv=0.3)).messages(200)
+    ws = []
+    for one in (simulate, {"waves": Waves(), "graphs": graphs.Graphs()}[engine]):
+        server = Server(DCASGDa(), task.initial(1), 8)
+        losses = torch.stack([step.loss for step in one(task, server, log, lambda t: 0.01)])
+        ws.append((server.w, losses))
+    (w, loss), (v, other) = ws
+    assert (w - v).norm() <= 1e-2 * (w - task.initial(1)).norm()
+    torch.testing.assert_close(loss[:20], other[:20], rtol=1e-3, atol=1e-3)
