@@ -8,7 +8,7 @@ LAPTOP := $(foreach rule,$(RULES),$(foreach seed,$(SEEDS),outputs/laptop/cifar_$
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup data train test lint types laptop tensorboard torture golden clean
+.PHONY: help setup data train test lint types laptop tensorboard bench torture golden clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ outputs/laptop/cifar_%/summary.json: | data
 
 tensorboard: .venv/ready ## the dashboards of everything under outputs/
 	.venv/bin/tensorboard --logdir outputs
+
+bench: .venv/ready ## what a simulated worker costs here (about 15 minutes); renews README's table
+	$(RUN) bench all --readme README.md
 
 torture: .venv/ready ## 240 kills at random instants, then 3,000 fuzzed inputs (about 10 minutes)
 	.venv/bin/python tests/torture.py

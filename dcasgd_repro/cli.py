@@ -1,4 +1,4 @@
-"""The command line: ``dcasgd-repro {train, schedule, data, report}``.
+"""The command line: ``dcasgd-repro {train, schedule, data, report, bench}``.
 
 The sub-command is taken off ``sys.argv``; for train and schedule Hydra owns the rest. Nothing
 heavy is imported before it is needed, so that help answers at once.
@@ -33,6 +33,7 @@ usage: dcasgd-repro COMMAND [...]
   schedule   draw a schedule of asynchronous workers: its delays, histogram and log
   data       fetch, verify or find CIFAR-10
   report     tables and figures from finished runs
+  bench      what a simulated worker costs on this device
 
 dcasgd-repro COMMAND --help says more. Start with
 
@@ -80,6 +81,9 @@ examples
 
 
 DATA_HELP = "CIFAR-10: fetch it, verify it bit for bit, or say where it is looked for."
+BENCH_HELP = """Paired timings on this device: what simulating workers costs over plain PyTorch, how
+much memory backups take, how fast schedules, updates and engines are. About fifteen minutes for
+all on two CPU cores; leave the machine alone meanwhile."""
 REPORT_HELP = "The table of several finished runs, grouped over seeds; with --out also its figure."
 
 
@@ -114,8 +118,10 @@ def dispatch(command: str, rest: list[str]) -> int:
         return data(rest)
     elif command == "report":
         return report(rest)
+    elif command == "bench":
+        return bench(rest)
     else:
-        return told(f"{command}: no such command; choose train, schedule, data or report", 2)
+        return told(f"{command}: no such command; choose train, schedule, data, report or bench", 2)
     return 0
 
 
@@ -332,6 +338,34 @@ def report(arguments: list[str]) -> int:
     from dcasgd_repro import report as reports
 
     print(reports.comparison(given.runs, given.out))
+    return 0
+
+
+def bench(arguments: list[str]) -> int:
+    parts = ("simulate", "memory", "schedule", "update", "waves", "all")
+    parser = argparse.ArgumentParser("dcasgd-repro bench", description=BENCH_HELP)
+    parser.add_argument("parts", nargs="*", choices=parts, default="all", metavar="PART",
+                        help=f"one or more of {', '.join(parts)} (default: all)")  # fmt: skip
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument(
+        "--out", type=Path, default=Path("results/bench"), help="folder of the JSON"
+    )
+    parser.add_argument("--readme", type=Path, help="a page whose performance table is renewed")
+    given = parser.parse_args(arguments)
+
+    from omegaconf import OmegaConf
+
+    from dcasgd_repro import bench as benches
+    from dcasgd_repro.device import set_device
+
+    device = set_device(
+        OmegaConf.create({"threads": None, "device": given.device, "deterministic": "auto"})
+    )
+    chosen = list(benches.PARTS) if "all" in given.parts else list(dict.fromkeys(given.parts))
+    file = benches.run(chosen, device, given.out, ["dcasgd-repro", "bench", *arguments])
+    print(f"\nkept in {file}")
+    if given.readme is not None:
+        benches.into(given.readme, benches.performance(given.out))
     return 0
 
 

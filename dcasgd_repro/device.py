@@ -50,13 +50,21 @@ def keep_freed_memory() -> bool:
     MALLOC_MMAP_MAX_=0 and MALLOC_TRIM_THRESHOLD_=2147483647 do from outside, and leaves those
     variables alone where the user has set them. Elsewhere than with glibc nothing is done.
     """
-    if platform.libc_ver()[0] != "glibc" or any(name.startswith("MALLOC_") for name in os.environ):
+    if any(name.startswith("MALLOC_") for name in os.environ):
         return False
-    mallopt = ctypes.CDLL(None).mallopt
-    return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+    return _mallopt(M_MMAP_MAX, 0) and _mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
+def return_freed_memory() -> bool:
+    """Has glibc hand freed blocks back at once, so that resident memory is what is in use."""
+    return _mallopt(M_MMAP_THRESHOLD, 65536) and _mallopt(M_TRIM_THRESHOLD, 0)
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of malloc.h
+
+
+def _mallopt(option: int, value: int) -> bool:
+    return platform.libc_ver()[0] == "glibc" and bool(ctypes.CDLL(None).mallopt(option, value))
 
 
 def seconds_per_gradient(device: torch.device, repeats: int = 2) -> float:

@@ -11,7 +11,6 @@ Only this module knows that w [P] has parts with shapes. A task has
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 
 from dcasgd_repro.data.images import Batch, Images
@@ -128,20 +126,18 @@ class Classifier:
         self.conf, self.images = conf, images
         self.md5 = images.md5
         self.device, self.dtype = device, dtype
-        self.module = self._network(seed=0)
-        self.evaluated = copy.deepcopy(self.module)
-        for norm in _batch_norms(self.module):
-            norm.track_running_stats = False  # training needs none, so it keeps none
+        self._take(self._network(seed=0))
+        self.evaluated = self._network(seed=0)
         for norm in _batch_norms(self.evaluated):
             norm.momentum = None  # a plain average over the fixed pass
-        self.names = [name for name, _ in self.module.named_parameters()]
-        self.shapes = [p.shape for p in self.module.parameters()]
-        self.sizes = [p.numel() for p in self.module.parameters()]
+        self.shapes = [p.shape for p in self.evaluated.parameters()]
+        self.sizes = [p.numel() for p in self.evaluated.parameters()]
 
     def __copy__(self) -> Classifier:
         """A task on the same data with a network of its own, for a thread of its own."""
         twin = object.__new__(Classifier)
-        vars(twin).update(vars(self), module=copy.deepcopy(self.module))
+        vars(twin).update(vars(self))
+        twin._take(self._network(seed=0))
         return twin
 
     def initial(self, seed: int) -> Tensor:
@@ -165,8 +161,10 @@ class Classifier:
         return self._decayed(loss.detach(), w), g
 
     def _cross_entropy(self, w: Tensor, batch: Batch) -> Tensor:
-        named = dict(zip(self.names, self._parts(w), strict=True))
-        return F.cross_entropy(functional_call(self.module, named, batch.images), batch.labels)
+        # As torch.func.functional_call does; that takes 0.2 to 0.4 ms longer, of a ResNet-8's 20.
+        for (parameters, name), part in zip(self._places, self._parts(w), strict=True):
+            parameters[name] = part
+        return F.cross_entropy(self.module(batch.images), batch.labels)
 
     def _decayed(self, loss: Tensor, w: Tensor) -> Tensor:
         if not self.conf.weight_decay:
@@ -198,6 +196,16 @@ class Classifier:
             loss += float(F.cross_entropy(logits, labels, reduction="sum"))
             count += len(labels)
         return wrong / count, loss / count
+
+    def _take(self, module: nn.Module) -> None:
+        """Trains with this network; a loss puts w's parts in the places of its parameters."""
+        self.module = module
+        for norm in _batch_norms(module):
+            norm.track_running_stats = False  # training needs none, so it keeps none
+        paths = [name.rpartition(".") for name, _ in module.named_parameters()]
+        self._places: list[tuple[dict[str, Any], str]] = [
+            (module.get_submodule(owner)._parameters, name) for owner, _, name in paths
+        ]
 
     def _parts(self, w: Tensor) -> list[Tensor]:
         parts = w.split(self.sizes)

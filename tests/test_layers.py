@@ -14,7 +14,7 @@ FLOORS = [
     {"schedule", "rules", "lr", "faults", "device"},
     {"simulate", "tasks", "optim", "config"},
     {"fast", "record", "checkpoint"},
-    {"experiment", "report"},
+    {"experiment", "report", "bench"},
     {"cli"},
 ]
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}

@@ -1,11 +1,8 @@
 """Tasks: gradients against autograd and finite differences, evaluation as a function of w alone."""
 
-import copy
-
 import pytest
 import torch
 from torch import nn
-from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
@@ -65,13 +62,14 @@ def test_gradient_and_evaluate_leave_no_trace() -> None:
     task = classifier(torch.float32)
     w, batch = task.initial(0), task.batch(0, 0)
     kept, first = w.clone(), task.gradient(w, batch)
-    state = copy.deepcopy(task.module.state_dict())
+    state = {name: buffer.clone() for name, buffer in task.module.named_buffers()}
+    assert state
     measured = task.evaluate(w)
     for k in range(3):
         task.gradient(torch.randn_like(w), task.batch(1, k))
         task.evaluate(torch.randn_like(w))
     assert torch.equal(w, kept)
-    assert all(torch.equal(v, task.module.state_dict()[k]) for k, v in state.items())
+    assert all(torch.equal(v, state[k]) for k, v in task.module.named_buffers())
     assert all(torch.equal(a, b) for a, b in zip(first, task.gradient(w, batch), strict=True))
     assert task.evaluate(w) == measured
 
@@ -85,16 +83,15 @@ def test_one_worker_trains_as_torch_sgd_does_to_the_bit() -> None:
     for _ in simulate(task, server, log, lambda t: 0.05):
         pass
 
-    # Gradients through the same functional call, so that only the update is under test.
-    parts = [nn.Parameter(p.clone()) for p in task._parts(w0)]
-    sgd = torch.optim.SGD(parts, lr=0.05, momentum=0.9, weight_decay=0.01)
+    module = task.conf.model.build().double()
+    nn.utils.vector_to_parameters(w0, module.parameters())
+    sgd = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01)
     for k in range(20):
         images, labels = task.batch(0, k)
         sgd.zero_grad()
-        named = dict(zip(task.names, parts, strict=True))
-        F.cross_entropy(functional_call(task.module, named, images), labels).backward()
+        F.cross_entropy(module(images), labels).backward()
         sgd.step()
-    assert torch.equal(server.w, torch.cat([p.detach().reshape(-1) for p in parts]))
+    assert torch.equal(server.w, nn.utils.parameters_to_vector(module.parameters()))
 
 
 def test_ssgd_of_m_is_one_big_batch_without_batchnorm() -> None:

@@ -41,11 +41,12 @@ class Threads:
             return
         have = torch.get_num_threads()
         slots = min(self.slots or have, len(server.sent))
+        twins = [copy.copy(task) for _ in range(slots)]  # a network cannot serve two threads
         own = threading.local()
 
         def prepare() -> None:
             torch.set_num_threads(max(1, have // slots))
-            own.task = copy.copy(task)  # a network cannot serve two threads
+            own.task = twins.pop()
 
         def work(w: Tensor, m: int, k: int) -> tuple[Tensor, Tensor]:
             loss, g = own.task.gradient(w, own.task.batch(m, k))

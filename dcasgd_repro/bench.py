@@ -1,0 +1,686 @@
+"""What a simulated worker costs: paired timings on this device, kept with where they were made.
+
+A part is a function from a device to rows. Timings of one comparison are taken in turns, A B A B,
+in one process, and compared pair by pair: a machine that is busy for a minute slows both. Whatever
+a process cannot undo (its peak memory, its allocator) is measured in a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from dcasgd_repro import record
+from dcasgd_repro.data.images import CIFAR10_MEAN, CIFAR10_STD, Synthetic, generate
+from dcasgd_repro.device import keep_freed_memory, return_freed_memory
+from dcasgd_repro.errors import BadInput
+from dcasgd_repro.fast.fused import fuse
+from dcasgd_repro.fast.graphs import CUDA, Captured, Graphs
+from dcasgd_repro.fast.threads import Threads
+from dcasgd_repro.fast.waves import Cell, Waves, replicas
+from dcasgd_repro.models import ResNet
+from dcasgd_repro.rules import Arrival, DCASGDa
+from dcasgd_repro.schedule import Exponential, Gamma, Generated, Law, Lognormal, Schedule
+from dcasgd_repro.simulate import Server, Step, simulate, update
+from dcasgd_repro.tasks import Classification, Classifier
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network and its batch, as the two scales have them."""
+
+    name: str
+    depth: int
+    width: int
+    batch: int
+
+    def task(self, device: torch.device, workers: int) -> Classifier:
+        shard = max(4096, workers * self.batch)
+        data = Synthetic(workers, self.batch, 0, True, train_images=shard, test_images=64)
+        return Classification(ResNet(self.depth, self.width), data).on(device)
+
+
+PAPER = Network("ResNet-20, batch 128", 20, 16, 128)
+LAPTOP = Network("ResNet-8 width 8, batch 32", 8, 8, 32)
+LR = 0.01
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement: the median of n, its quartiles, and a ratio paired with another row."""
+
+    what: str
+    unit: str
+    median: float
+    low: float | None = None  # quartiles
+    high: float | None = None
+    n: int = 1
+    ratio: float | None = None  # median over pairs
+    ratio_low: float | None = None  # 95 % interval of that median
+    ratio_high: float | None = None
+    over: str | None = None  # what the ratio is to
+    bound: str | None = None  # "ratio <= 1.01"
+
+
+Timed = Callable[[], Any]
+Part = Callable[[torch.device], Iterator[Row]]
+
+
+def timings(works: Mapping[str, Timed], rounds: int, device: torch.device) -> dict[str, np.ndarray]:
+    """Seconds of each work in each round; the first work comes before every other, A B A C A D.
+
+    The first work's are given per partner, under (name of the partner, "before"), as
+    ``"<partner> before"``.
+    """
+    first, *others = works
+    taken: dict[str, list[float]] = {name: [] for name in others}
+    taken |= {f"{name} before": [] for name in others}
+
+    def once(work: Timed) -> float:
+        began = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+    for work in works.values():  # warm
+        for _ in range(2):
+            once(work)
+    for _ in tqdm(range(rounds), desc=first[:40], unit="round", leave=False):
+        for name in others:
+            taken[f"{name} before"].append(once(works[first]))
+            taken[name].append(once(works[name]))
+    return {name: np.array(values) for name, values in taken.items()}
+
+
+def compared(
+    works: Mapping[str, Timed],
+    rounds: int,
+    device: torch.device,
+    bounds: Mapping[str, str],
+) -> Iterator[Row]:
+    """Rows of ``works`` in milliseconds, each with its ratio to the first, pair by pair."""
+    first, *others = works
+    taken = timings(works, rounds, device)
+    yield row(first, "ms", 1000 * np.concatenate([taken[f"{name} before"] for name in others]))
+    for name in others:
+        pairs = taken[name] / taken[f"{name} before"]
+        yield row(name, "ms", 1000 * taken[name], pairs, first, bounds.get(name))
+
+
+def row(
+    what: str,
+    unit: str,
+    values: Sequence[float] | np.ndarray,
+    ratios: Sequence[float] | np.ndarray | None = None,
+    over: str | None = None,
+    bound: str | None = None,
+) -> Row:
+    """The Row of repeated measurements."""
+    low, median, high = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
+    quartiles = (low, high) if len(values) > 1 else (None, None)
+    if ratios is None:
+        return Row(what, unit, median, *quartiles, len(values), bound=bound)
+    ratio = statistics.median(ratios)
+    return Row(what, unit, median, *quartiles, len(values), ratio, *interval(ratios), over, bound)
+
+
+def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
+    """A 95 % interval of the median, from the order of the values alone (binomial)."""
+    ordered, n = sorted(values), len(values)
+    tail, k = 0.0, 0
+    while k < n // 2 and (tail := tail + math.comb(n, k) / 2**n) <= 0.025:
+        k += 1
+    return float(ordered[max(0, k - 1)]), float(ordered[min(n - 1, n - k)])
+
+
+def simulate_part(device: torch.device) -> Iterator[Row]:
+    """A push of ``simulate`` against a step of the plainest PyTorch loop, and what others pay."""
+    for network, rounds, limit in ((PAPER, 80, 1.01), (LAPTOP, 400, 1.03)):
+        task = network.task(device, 8)
+        plain, ours = f"plain PyTorch loop, {network.name}", "simulate, DC-ASGD-a, M = 8, logged"
+        works = {
+            plain: plain_loop(task),
+            "the plain loop once more (control)": plain_loop(task),
+            ours: pushes(task, simulate),
+            "plain loop, parameters re-pointed at w": repointed(task),
+        }
+        yield from compared(works, rounds, device, {ours: f"ratio <= {limit}"})
+        yield from against_peers(network, device)
+        yield from batches(task, network)
+    if device.type == "cpu":
+        yield from allocator(PAPER)
+
+
+def against_peers(network: Network, device: torch.device) -> Iterator[Row]:
+    """Blocks of pushes and of peers' steps in turn, each in a process of its own.
+
+    So the peers have glibc's own ways; and what the loader's processes prepare ahead while the
+    other block runs is a small part of a block.
+    """
+    steps, threads = 12, torch.get_num_threads()
+    context = multiprocessing.get_context("spawn")
+    with (
+        ProcessPoolExecutor(1, context, hold, (our_loop, network, device, threads)) as ours,
+        ProcessPoolExecutor(1, context, hold, (peers_loop, network, device, threads)) as theirs,
+    ):
+        peers = f"{steps} steps as peers do: NCHW, DataLoader with 2 processes"
+        works: dict[str, Timed] = {
+            f"{steps} pushes of simulate, {network.name}": lambda: ours.submit(go, steps).result(),
+            peers: lambda: theirs.submit(go, steps).result(),
+        }
+        bounds = {peers: "ratio >= 1.3"} if network is PAPER else {}
+        yield from compared(works, 8 if network is PAPER else 30, device, bounds)
+
+
+held: Any = None  # what a process of its own was started to repeat
+
+
+def hold(make: Callable[..., Timed], network: Network, device: torch.device, threads: int) -> None:
+    global held
+    torch.set_num_threads(threads)
+    held = make(network, device)
+
+
+def go(times: int) -> None:
+    for _ in range(times):
+        held()
+
+
+def our_loop(network: Network, device: torch.device) -> Timed:
+    keep_freed_memory()
+    return pushes(network.task(device, 8), simulate)
+
+
+def batches(task: Classifier, network: Network) -> Iterator[Row]:
+    """One mini-batch, drawn and augmented on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    turns = iter(range(10**9))
+    works: dict[str, Timed] = {"-": lambda: None, "batch": lambda: task.batch(0, next(turns))}
+    taken = timings(works, 100, task.device)["batch"]
+    torch.set_num_threads(threads)
+    limit = "value <= 2" if network is PAPER else None
+    yield row(f"draw, crop, flip, normalise, {network.name}", "ms", 1000 * taken, bound=limit)
+
+
+def plain_loop(task: Classifier) -> Timed:
+    """zero_grad, forward, backward, SGD.step on the task's own batches."""
+    module = task._network(0)
+    sgd = torch.optim.SGD(module.parameters(), lr=LR)
+    turns = iter(range(10**9))
+
+    def step() -> None:
+        batch = task.batch(0, next(turns))
+        sgd.zero_grad()
+        F.cross_entropy(module(batch.images), batch.labels).backward()
+        sgd.step()
+
+    return step
+
+
+def repointed(task: Classifier) -> Timed:
+    """The plain step with parameters and gradients as views of two flat vectors."""
+    module = task._network(0)
+    parameters = list(module.parameters())
+    w = torch.cat([p.detach().reshape(-1) for p in parameters])
+    g = torch.zeros_like(w)
+    at = 0
+    for p in parameters:
+        p.data = w[at : at + p.numel()].view(p.shape)
+        p.grad = g[at : at + p.numel()].view(p.shape)
+        at += p.numel()
+    turns = iter(range(10**9))
+
+    def step() -> None:
+        batch = task.batch(0, next(turns))
+        g.zero_()
+        F.cross_entropy(module(batch.images), batch.labels).backward()
+        w.add_(g, alpha=-LR)
+
+    return step
+
+
+def peers_loop(network: Network, device: torch.device) -> Timed:
+    """The plain step as it is usually written: images [B, C, H, W] from a DataLoader."""
+    from PIL import Image
+    from torch.utils.data import DataLoader, Dataset
+    from torchvision import transforms
+
+    pixels, labels = generate("train", 4096, 10, 60.0)
+    pictures = [Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))) for image in pixels]
+    pipe = transforms.Compose(
+        [
+            transforms.RandomCrop(32, padding=4),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(CIFAR10_MEAN, CIFAR10_STD),
+        ]
+    )
+
+    class Pictures(Dataset):  # type: ignore[type-arg]
+        def __len__(self) -> int:
+            return 10**6
+
+        def __getitem__(self, k: int) -> tuple[Tensor, int]:
+            return pipe(pictures[k % len(pictures)]), int(labels[k % len(pictures)])
+
+    torch.manual_seed(0)
+    loader = DataLoader(
+        Pictures(), network.batch, shuffle=True, num_workers=2, multiprocessing_context="fork",
+        pin_memory=device.type == "cuda",
+    )  # fmt: skip
+    batches = iter(loader)
+    module: nn.Module = ResNet(network.depth, network.width).build().to(device)
+    sgd = torch.optim.SGD(module.parameters(), lr=LR)
+
+    def step() -> None:
+        images, targets = next(batches)
+        images, targets = images.to(device), targets.to(device)
+        sgd.zero_grad()
+        loss = F.cross_entropy(module(images), targets)
+        loss.backward()
+        sgd.step()
+        loss.item()
+
+    return step
+
+
+def pushes(task: Classifier, engine: Callable[..., Iterator[Step]], workers: int = 8) -> Timed:
+    """One push of DC-ASGD-a on a gamma schedule; a row of metrics every 50, as a run has."""
+    steps = engine(task, server_of(task, workers), gamma(workers), lambda _: LR)
+    interval: list[Step] = []
+
+    def push() -> None:
+        interval.append(next(steps))
+        if len(interval) == 50:
+            record.row(interval)
+            interval.clear()
+
+    return push
+
+
+def server_of(task: Classifier, workers: int) -> Server:
+    return Server(DCASGDa(), task.initial(0), workers)
+
+
+def gamma(workers: int, length: int = 20_000) -> Schedule:
+    return Generated(workers, 0, Gamma(mean_s=1.0, cv=0.14)).messages(length)
+
+
+def allocator(network: Network) -> Iterator[Row]:
+    """A gradient with glibc's defaults and with freed memory kept, in processes of their own."""
+    taken: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
+    for _ in range(3):
+        for keep in taken:
+            taken[keep].append(apart(faulting, network, keep, torch.get_num_threads()))
+    names = {False: "gradient, glibc's own ways", True: "gradient, freed memory kept"}
+    ms = {keep: [1000 * seconds for seconds, _ in taken[keep]] for keep in taken}
+    faults = {keep: [count for _, count in taken[keep]] for keep in taken}
+    yield row(names[False], "ms", ms[False])
+    yield row(names[True], "ms", ms[True], np.divide(ms[True], ms[False]), names[False])
+    for keep in taken:
+        yield row(f"{names[keep]}: page faults", "per gradient", faults[keep])
+
+
+def faulting(network: Network, keep: bool, threads: int) -> tuple[float, float]:
+    """Median seconds of a gradient, and page faults per gradient."""
+    import resource
+
+    torch.set_num_threads(threads)
+    if keep:
+        keep_freed_memory()
+    task = network.task(torch.device("cpu"), 8)
+    w, seconds = task.initial(0), []
+    faults = 0
+    for k in range(12):
+        if k == 4:  # the first ones warm up
+            faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        began = time.perf_counter()
+        task.gradient(w, task.batch(0, k))
+        seconds.append(time.perf_counter() - began)
+    now = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    return statistics.median(seconds[4:]), (now - faults) / 8
+
+
+def apart(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The function's result, from a fresh process."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def memory_part(device: torch.device) -> Iterator[Row]:
+    """Peak memory of 64 workers' backups over that of plain SGD, in vectors."""
+    workers, network = 64, Network("ResNet-20, batch 16", 20, 16, 16)
+    plain, vector = apart(peak, network, device.type, 0, torch.get_num_threads())
+    ours, _ = apart(peak, network, device.type, workers, torch.get_num_threads())
+    yield Row(f"plain PyTorch loop, {network.name}: peak", "MB", plain / 1e6)
+    yield Row(f"simulate, DC-ASGD-a, M = {workers}: peak", "MB", ours / 1e6)
+    vectors = (ours - plain) / vector
+    limit = f"value <= {1.1 * workers:.1f}"
+    yield Row("the difference, in vectors of w", "vectors", vectors, bound=limit)
+    yield Row("the same per worker", "bytes", (ours - plain) / workers)
+    yield Row("a vector of w", "bytes", vector)
+
+
+def peak(network: Network, device: str, workers: int, threads: int) -> tuple[float, int]:
+    """Peak bytes of 160 pushes with so many workers (0: the plain loop), and those of a vector."""
+    import torch._dynamo  # 140 MB of code, which torch.optim loads at its first step
+
+    torch.set_num_threads(threads)
+    return_freed_memory()
+    task = network.task(torch.device(device), max(1, workers))
+    step, vector = pushes(task, simulate, workers) if workers else plain_loop(task), task.initial(0)
+    for k in range(180):
+        if k == 20:  # of the training, not of what came before it
+            forget_peak(device)
+        step()
+    most = torch.cuda.max_memory_allocated() if device == "cuda" else peak_rss()
+    return most, vector.nbytes
+
+
+def forget_peak(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_rss() -> float:
+    """This process's peak resident memory in bytes; its parent's does not count, as in rusage."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return 1024.0 * int(found.group(1)) if found else math.nan
+
+
+def schedule_part(device: torch.device) -> Iterator[Row]:
+    """10^7 pushes of 1,000 workers of unequal speed: generated, hashed, delays computed."""
+    del device
+    laws = (Gamma(mean_s=1.0, cv=0.14), Exponential(mean_s=1.0), Lognormal(mean_s=1.0, cv=0.5))
+    for law in tqdm(laws, desc="schedules", leave=False):
+        seconds, memory = apart(ten_million, law)
+        name = type(law).__name__.lower()
+        yield Row(f"10^7 pushes, 1,000 workers, {name} times", "s", seconds, bound="value <= 15")
+        yield Row(f"10^7 pushes, {name} times: peak memory", "GB", memory / 1e9, bound="value <= 2")
+
+
+def ten_million(law: Law) -> tuple[float, float]:
+    began = time.perf_counter()
+    log = Generated(1000, 0, law, ramp=4.0).messages(10**7)
+    log.sha256()
+    log.delays()
+    return time.perf_counter() - began, peak_rss()
+
+
+def update_part(device: torch.device) -> Iterator[Row]:
+    """The server's DC-ASGD-a, as a fraction of the bandwidth of a plain copy.
+
+    The least that it can move is six vectors (reads g, w, w_bak, MeanSquare; writes w,
+    MeanSquare), three times a copy's: the fraction is 3 copy / update.
+    """
+    least = 0.6 if device.type == "cpu" else 0.85
+    for millions, rounds in ((25, 30), (250, 7)):
+        torch._dynamo.reset()  # compiled for each size, as a run is
+        yield from updates(millions, rounds, device, f"ratio >= {least}")
+
+
+def updates(millions: int, rounds: int, device: torch.device, bound: str) -> Iterator[Row]:
+    """The plain and the fused update of so many parameters, beside a copy."""
+    g, w, w_bak, to = (torch.full((millions * 10**6,), 0.01, device=device) for _ in range(4))
+    rule, arrival = DCASGDa(), Arrival(g, w, w_bak, 0, 7, LR)
+    server = Server(rule, w, 8)
+    fuse(server)
+    works = {
+        "copy": lambda: to.copy_(g),
+        "fused": lambda: server.update(rule, arrival, server.state),
+        "plain": lambda: update(rule, arrival, server.state),
+    }
+    if millions > 100:
+        del works["plain"]  # its intermediate vectors need 20 GB
+    taken = timings(works, rounds, device)
+    size = f"{millions} M parameters"
+    yield row(f"copy of a vector, {size}", "ms", 1000 * taken["fused before"])
+    for name in list(works)[1:]:
+        fractions = 3 * taken[f"{name} before"] / taken[name]
+        what = f"{name} DC-ASGD-a with diagnostics, {size}"
+        limit = bound if name == "fused" else None
+        yield row(what, "ms", 1000 * taken[name], fractions, "a copy's bandwidth", limit)
+
+
+def waves_part(device: torch.device) -> Iterator[Row]:
+    """Gradients per second of each engine, of several simulations in one, of several processes."""
+    if device.type == "cuda":
+        yield from engines_on_cuda(device)
+        return
+    for network, counts, gradients in ((PAPER, (1, 8), 24), (LAPTOP, (1, 4, 8, 16), 240)):
+        for workers in counts:
+            task = network.task(device, workers)
+            works = {"loop": bundle(plain_loop(task), workers)}
+            for name, engine in (("plain", simulate), ("threads", Threads()), ("waves", Waves())):
+                works[name] = bundle(pushes(task, engine, workers), workers)
+            taken = timings(works, gradients // workers, device)
+            for name in list(works)[1:]:
+                rates, base = workers / taken[name], workers / taken[f"{name} before"]
+                what = f"{name}, M = {workers}, {network.name}"
+                yield row(what, "gradients/s", rates, rates / base, "plain PyTorch loop")
+        yield from processes(network)
+
+
+def engines_on_cuda(device: torch.device) -> Iterator[Row]:
+    """Each engine at M = 1, 4, 8, 16, and replicas up to 128 gradients in flight."""
+    for workers in (1, 4, 8, 16):
+        task = PAPER.task(device, workers)
+        works = {"loop": bundle(plain_loop(task), workers)}
+        for name, engine in {"plain": simulate, "waves": Waves(), "graphs": Graphs()}.items():
+            works[name] = bundle(pushes(task, engine, workers), workers)
+        taken = timings(works, 50, device)
+        for name in list(works)[1:]:
+            rates, base = workers / taken[name], workers / taken[f"{name} before"]
+            bound = "ratio >= 5" if (name, workers) == ("graphs", 8) else None
+            what = f"{name}, M = {workers}, {PAPER.name}"
+            yield row(what, "gradients/s", rates, rates / base, "plain PyTorch loop", bound)
+    for copies in (2, 4, 8, 16):
+        task = PAPER.task(device, 8)
+        cells = [Cell(task, server_of(task, 8), gamma(8), lambda _: LR) for _ in range(copies)]
+        steps = replicas(cells, Captured(CUDA("float32")))
+        work = bundle(lambda: next(steps), 8 * copies)  # noqa: B023
+        taken = timings({"loop": plain_loop(task), "replicas": work}, 20, device)
+        rates = 8 * copies / taken["replicas"]
+        bound = "value >= 4000" if copies == 16 else None
+        what = f"graphs, {copies} replicas of M = 8, {PAPER.name}"
+        yield row(
+            what,
+            "gradients/s",
+            rates,
+            rates * taken["replicas before"],
+            "plain PyTorch loop",
+            bound,
+        )
+
+
+def bundle(work: Timed, times: int) -> Timed:
+    """The work several times over: engines give Steps in bursts."""
+
+    def several() -> None:
+        for _ in range(times):
+            work()
+
+    return several
+
+
+def processes(network: Network) -> Iterator[Row]:
+    """A study's runs one after another on all threads, or as many at a time as there are cores."""
+    cores, seconds = torch.get_num_threads(), 6.0
+    ways = {
+        f"1 process x {cores} threads, engine=plain": (1, cores, "plain"),
+        f"1 process x {cores} threads, engine=threads": (1, cores, "threads"),
+        f"{cores} processes x 1 thread, engine=plain": (cores, 1, "plain"),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in tqdm(range(3), desc=f"processes, {network.name}", leave=False):
+        for name, (count, threads, engine) in ways.items():
+            context = multiprocessing.get_context("spawn")
+            together = (context.Barrier(count),)
+            with ProcessPoolExecutor(count, context, wait_for, together) as pool:
+                jobs = [pool.submit(rate, network, threads, engine, seconds) for _ in range(count)]
+                rates[name].append(sum(job.result() for job in jobs))
+    first = next(iter(ways))
+    for name, found in rates.items():
+        ratios = None if name == first else np.divide(found, rates[first])
+        bound = "ratio >= 1.3" if name.startswith(f"{cores} processes") else None
+        yield row(
+            f"{name}, {network.name}",
+            "gradients/s",
+            found,
+            ratios,
+            first if name != first else None,
+            bound,
+        )
+
+
+others: Any = None  # a barrier of the processes that are measured together
+
+
+def wait_for(barrier: Any) -> None:
+    global others
+    others = barrier
+
+
+def rate(network: Network, threads: int, engine: str, seconds: float) -> float:
+    """Gradients per second of this process, from when its fellows are warm too."""
+    torch.set_num_threads(threads)
+    keep_freed_memory()
+    task = network.task(torch.device("cpu"), 8)
+    push = pushes(task, Threads() if engine == "threads" else simulate)
+    began = time.perf_counter()
+    while time.perf_counter() - began < 2:
+        push()
+    others.wait()
+    began, count = time.perf_counter(), 0
+    while time.perf_counter() - began < seconds:
+        push()
+        count += 1
+    return count / (time.perf_counter() - began)
+
+
+PARTS: dict[str, Part] = {
+    "simulate": simulate_part,
+    "memory": memory_part,
+    "schedule": schedule_part,
+    "update": update_part,
+    "waves": waves_part,
+}
+
+
+def run(parts: Sequence[str], device: torch.device, out: Path, argv: Sequence[str]) -> Path:
+    """Measures the parts and prints their tables; returns the file that holds them.
+
+    ``<device>-<date>.json``; parts measured earlier on the same day stay in it.
+    """
+    where = record.environment(device)
+    slug = re.sub(r"[^a-z0-9]+", "-", f"{where['device']} {where['device_name']}".lower()).strip(
+        "-"
+    )
+    cores = f"-{where['cores']}-cores" if device.type == "cpu" else ""
+    file = out / f"{slug}{cores}-{time.strftime('%Y-%m-%d')}.json"
+    out.mkdir(parents=True, exist_ok=True)
+    content = json.loads(file.read_text()) if file.exists() else {}
+    for name in parts:
+        began = time.perf_counter()
+        rows = list(PARTS[name](device))
+        content[name] = {
+            "rows": [asdict(one) for one in rows],
+            "seconds": round(time.perf_counter() - began, 1),
+            "provenance": {"argv": list(argv), "load": os.getloadavg()[2], **where},
+        }
+        print(
+            f"\n{name}: {(PARTS[name].__doc__ or '').splitlines()[0]}\n{markdown(rows)}", flush=True
+        )
+        record.write_json(file, content)
+    return file
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Rows as a Markdown table."""
+    lines = [
+        "| what | median [quartiles] | n | ratio [95 %] | to | bound |",
+        "|---|---:|---:|---:|---|---|",
+    ]
+    for one in rows:
+        spread = "" if one.low is None or one.high is None else f" [{one.low:.4g}, {one.high:.4g}]"
+        ratio = ""
+        if one.ratio is not None:
+            ratio = f"{one.ratio:.3f} [{one.ratio_low:.3f}, {one.ratio_high:.3f}]"
+        bound = f"{one.bound}: {verdict(one)}" if one.bound else ""
+        value = f"{one.median:.4g} {one.unit}{spread}"
+        lines.append(f"| {one.what} | {value} | {one.n} | {ratio} | {one.over or ''} | {bound} |")
+    return "\n".join(lines)
+
+
+def verdict(one: Row) -> str:
+    """met, NOT met, or within noise: the median misses the bound, its interval reaches it."""
+    kind, sign, limit = (one.bound or "").split()
+    value, reach = one.median, one.median
+    if kind == "ratio":
+        low, high = one.ratio_low, one.ratio_high
+        value = math.nan if one.ratio is None else one.ratio
+        reach = (low if sign == "<=" else high) or value
+
+    def keeps(x: float) -> bool:
+        return x <= float(limit) if sign == "<=" else x >= float(limit)
+
+    return "met" if keeps(value) else "within noise" if keeps(reach) else "NOT met"
+
+
+def performance(folder: Path) -> str:
+    """The newest measurement of each part on each device, as the README shows it."""
+    newest: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for file in sorted(folder.glob("*.json"), key=lambda f: f.stem[-10:]):
+        content = json.loads(file.read_text())
+        newest |= {(file.stem[:-11], part): found for part, found in content.items()}
+    if not newest:
+        raise BadInput("bench", folder, "no measurement there; run dcasgd-repro bench all")
+    sections = []
+    for device in dict.fromkeys(device for device, _ in newest):
+        found = {part: content for (of, part), content in newest.items() if of == device}
+        one = next(iter(found.values()))["provenance"]
+        name = (
+            f"{one['device_name']}, {one['cores']} cores"
+            if one["device"] == "cpu"
+            else one["device_name"]
+        )
+        lines = [f"**{name}** (torch {one['versions']['torch']}, Python {one['python']})"]
+        for part in PARTS:
+            if part in found:
+                commit = str(found[part]["provenance"]["git_commit"])[:7]
+                rows = [Row(**values) for values in found[part]["rows"]]
+                lines.append(f"`bench {part}`, commit {commit}:\n\n{markdown(rows)}")
+        sections.append("\n\n".join(lines))
+    return "\n\n".join(sections)
+
+
+BEGIN, END = "<!-- performance: written by `make bench` -->", "<!-- performance: end -->"
+
+
+def into(page: Path, text: str) -> None:
+    """Puts the tables between the page's two marks."""
+    before, begin, rest = page.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise BadInput("readme", page, f"it has no line {BEGIN} ... {END}")
+    record.write_text(page, f"{before}{BEGIN}\n{text}\n{END}{after}")
