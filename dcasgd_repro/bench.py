@@ -7,6 +7,7 @@ a process cannot undo (its peak memory, its allocator) is measured in a process 
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import multiprocessing
@@ -27,7 +28,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from dcasgd_repro import record
-from dcasgd_repro.data.images import CIFAR10_MEAN, CIFAR10_STD, Synthetic, generate
+from dcasgd_repro.data.images import CIFAR10_MEAN, CIFAR10_STD, Batch, Synthetic, generate
 from dcasgd_repro.device import keep_freed_memory, return_freed_memory
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.fast.fused import fuse
@@ -100,8 +101,7 @@ def timings(works: Mapping[str, Timed], rounds: int, device: torch.device) -> di
         return time.perf_counter() - began
 
     for work in works.values():  # warm
-        for _ in range(2):
-            once(work)
+        once(work)
     for _ in tqdm(range(rounds), desc=first[:40], unit="round", leave=False):
         for name in others:
             taken[f"{name} before"].append(once(works[first]))
@@ -153,17 +153,16 @@ def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
 def simulate_part(device: torch.device) -> Iterator[Row]:
     """A push of ``simulate`` against a step of the plainest PyTorch loop, and what others pay."""
     for network, rounds, limit in ((PAPER, 80, 1.01), (LAPTOP, 400, 1.03)):
-        task = network.task(device, 8)
         plain, ours = f"plain PyTorch loop, {network.name}", "simulate, DC-ASGD-a, M = 8, logged"
         works = {
-            plain: plain_loop(task),
-            "the plain loop once more (control)": plain_loop(task),
-            ours: pushes(task, simulate),
-            "plain loop, parameters re-pointed at w": repointed(task),
+            plain: plain_loop(network.task(device, 8)),
+            "the plain loop once more (control)": plain_loop(network.task(device, 8)),
+            ours: pushes(network.task(device, 8), simulate),
+            "plain loop, parameters re-pointed at w": repointed(network.task(device, 8)),
         }
         yield from compared(works, rounds, device, {ours: f"ratio <= {limit}"})
         yield from against_peers(network, device)
-        yield from batches(task, network)
+        yield from batches(network.task(device, 8), network)
     if device.type == "cpu":
         yield from allocator(PAPER)
 
@@ -212,22 +211,33 @@ def batches(task: Classifier, network: Network) -> Iterator[Row]:
     """One mini-batch, drawn and augmented on one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    turns = iter(range(10**9))
-    works: dict[str, Timed] = {"-": lambda: None, "batch": lambda: task.batch(0, next(turns))}
+    turns = in_turn(task)
+    works: dict[str, Timed] = {"-": lambda: None, "batch": lambda: next(turns)}
     taken = timings(works, 100, task.device)["batch"]
     torch.set_num_threads(threads)
     limit = "value <= 2" if network is PAPER else None
     yield row(f"draw, crop, flip, normalise, {network.name}", "ms", 1000 * taken, bound=limit)
 
 
+def in_turn(task: Classifier) -> Iterator[Batch]:
+    """The workers' batches, one worker after another, as equal workers ask for them.
+
+    Each loop has a task of its own: a task keeps the orders of a few epochs, and two loops at
+    different epochs would make each other draw them anew at every step.
+    """
+    for k in itertools.count():
+        for worker in range(task.images.workers):
+            yield task.batch(worker, k)
+
+
 def plain_loop(task: Classifier) -> Timed:
     """zero_grad, forward, backward, SGD.step on the task's own batches."""
     module = task._network(0)
     sgd = torch.optim.SGD(module.parameters(), lr=LR)
-    turns = iter(range(10**9))
+    turns = in_turn(task)
 
     def step() -> None:
-        batch = task.batch(0, next(turns))
+        batch = next(turns)
         sgd.zero_grad()
         F.cross_entropy(module(batch.images), batch.labels).backward()
         sgd.step()
@@ -246,10 +256,10 @@ def repointed(task: Classifier) -> Timed:
         p.data = w[at : at + p.numel()].view(p.shape)
         p.grad = g[at : at + p.numel()].view(p.shape)
         at += p.numel()
-    turns = iter(range(10**9))
+    turns = in_turn(task)
 
     def step() -> None:
-        batch = task.batch(0, next(turns))
+        batch = next(turns)
         g.zero_()
         F.cross_entropy(module(batch.images), batch.labels).backward()
         w.add_(g, alpha=-LR)
@@ -467,50 +477,63 @@ def waves_part(device: torch.device) -> Iterator[Row]:
     if device.type == "cuda":
         yield from engines_on_cuda(device)
         return
-    for network, counts, gradients in ((PAPER, (1, 8), 24), (LAPTOP, (1, 4, 8, 16), 240)):
+    engines = {"plain": simulate, "threads": Threads(), "waves": Waves()}
+    for network, counts, gradients, rounds in ((PAPER, (8,), 24, 3), (LAPTOP, (1, 8), 96, 4)):
         for workers in counts:
-            task = network.task(device, workers)
-            works = {"loop": bundle(plain_loop(task), workers)}
-            for name, engine in (("plain", simulate), ("threads", Threads()), ("waves", Waves())):
-                works[name] = bundle(pushes(task, engine, workers), workers)
-            taken = timings(works, gradients // workers, device)
-            for name in list(works)[1:]:
-                rates, base = workers / taken[name], workers / taken[f"{name} before"]
+            works = {"loop": bundle(plain_loop(network.task(device, workers)), gradients)}
+            for name, engine in engines.items():
+                works[name] = from_the_start(network.task(device, workers), engine, gradients)
+            taken = timings(works, rounds, device)
+            for name in engines:
                 what = f"{name}, M = {workers}, {network.name}"
-                yield row(what, "gradients/s", rates, rates / base, "plain PyTorch loop")
+                yield rates(what, gradients, taken[name], taken[f"{name} before"])
         yield from processes(network)
+
+
+def from_the_start(task: Classifier, engine: Callable[..., Iterator[Step]], pushes: int) -> Timed:
+    """A whole simulation of so many pushes: an engine that works ahead leaves nothing undone."""
+    workers = task.images.workers
+
+    def whole() -> None:
+        for _ in engine(task, server_of(task, workers), gamma(workers, pushes), lambda _: LR):
+            pass
+
+    return whole
+
+
+def rates(
+    what: str, gradients: int, ours: np.ndarray, loop: np.ndarray, bound: str | None = None
+) -> Row:
+    """Gradients per second, and how many times those of the plain PyTorch loop."""
+    return row(what, "gradients/s", gradients / ours, loop / ours, "plain PyTorch loop", bound)
 
 
 def engines_on_cuda(device: torch.device) -> Iterator[Row]:
     """Each engine at M = 1, 4, 8, 16, and replicas up to 128 gradients in flight."""
     for workers in (1, 4, 8, 16):
-        task = PAPER.task(device, workers)
-        works = {"loop": bundle(plain_loop(task), workers)}
+        gradients = 8 * workers
+        works = {"loop": bundle(plain_loop(PAPER.task(device, workers)), gradients)}
         for name, engine in {"plain": simulate, "waves": Waves(), "graphs": Graphs()}.items():
-            works[name] = bundle(pushes(task, engine, workers), workers)
-        taken = timings(works, 50, device)
+            push = pushes(PAPER.task(device, workers), engine, workers)  # keeps its graphs
+            works[name] = bundle(push, gradients)
+        taken = timings(works, 20, device)
         for name in list(works)[1:]:
-            rates, base = workers / taken[name], workers / taken[f"{name} before"]
             bound = "ratio >= 5" if (name, workers) == ("graphs", 8) else None
             what = f"{name}, M = {workers}, {PAPER.name}"
-            yield row(what, "gradients/s", rates, rates / base, "plain PyTorch loop", bound)
+            yield rates(what, gradients, taken[name], taken[f"{name} before"], bound)
     for copies in (2, 4, 8, 16):
-        task = PAPER.task(device, 8)
-        cells = [Cell(task, server_of(task, 8), gamma(8), lambda _: LR) for _ in range(copies)]
+        tasks = [PAPER.task(device, 8) for _ in range(copies)]
+        cells = [Cell(task, server_of(task, 8), gamma(8), lambda _: LR) for task in tasks]
         steps = replicas(cells, Captured(CUDA("float32")))
-        work = bundle(lambda: next(steps), 8 * copies)  # noqa: B023
-        taken = timings({"loop": plain_loop(task), "replicas": work}, 20, device)
-        rates = 8 * copies / taken["replicas"]
+        gradients = 64 * copies
+        works = {
+            "loop": bundle(plain_loop(PAPER.task(device, 8)), gradients),
+            "replicas": bundle(lambda: next(steps), gradients),  # noqa: B023
+        }
+        taken = timings(works, 5, device)
         bound = "value >= 4000" if copies == 16 else None
         what = f"graphs, {copies} replicas of M = 8, {PAPER.name}"
-        yield row(
-            what,
-            "gradients/s",
-            rates,
-            rates * taken["replicas before"],
-            "plain PyTorch loop",
-            bound,
-        )
+        yield rates(what, gradients, taken["replicas"], taken["replicas before"], bound)
 
 
 def bundle(work: Timed, times: int) -> Timed:
@@ -524,33 +547,31 @@ def bundle(work: Timed, times: int) -> Timed:
 
 
 def processes(network: Network) -> Iterator[Row]:
-    """A study's runs one after another on all threads, or as many at a time as there are cores."""
-    cores, seconds = torch.get_num_threads(), 6.0
+    """A study's runs one after another on all threads, or as many at a time as there are cores.
+
+    What the latter can gain is what threads inside one gradient lose: see one thread alone.
+    """
+    cores, seconds = torch.get_num_threads(), 5.0
     ways = {
-        f"1 process x {cores} threads, engine=plain": (1, cores, "plain"),
+        f"1 process x {cores} threads": (1, cores, "plain"),
         f"1 process x {cores} threads, engine=threads": (1, cores, "threads"),
-        f"{cores} processes x 1 thread, engine=plain": (cores, 1, "plain"),
+        "1 process x 1 thread": (1, 1, "plain"),
+        f"{cores} processes x 1 thread": (cores, 1, "plain"),
     }
-    rates: dict[str, list[float]] = {name: [] for name in ways}
+    found: dict[str, list[float]] = {name: [] for name in ways}
     for _ in tqdm(range(3), desc=f"processes, {network.name}", leave=False):
         for name, (count, threads, engine) in ways.items():
             context = multiprocessing.get_context("spawn")
             together = (context.Barrier(count),)
             with ProcessPoolExecutor(count, context, wait_for, together) as pool:
                 jobs = [pool.submit(rate, network, threads, engine, seconds) for _ in range(count)]
-                rates[name].append(sum(job.result() for job in jobs))
-    first = next(iter(ways))
-    for name, found in rates.items():
-        ratios = None if name == first else np.divide(found, rates[first])
-        bound = "ratio >= 1.3" if name.startswith(f"{cores} processes") else None
-        yield row(
-            f"{name}, {network.name}",
-            "gradients/s",
-            found,
-            ratios,
-            first if name != first else None,
-            bound,
-        )
+                found[name].append(sum(job.result() for job in jobs))
+    first, *_, last = ways
+    yield row(f"{first}, {network.name}", "gradients/s", found[first])
+    for name in list(ways)[1:]:
+        bound = "ratio >= 1.3" if name == last and network is LAPTOP else None
+        ratios = np.divide(found[name], found[first])
+        yield row(f"{name}, {network.name}", "gradients/s", found[name], ratios, first, bound)
 
 
 others: Any = None  # a barrier of the processes that are measured together
