@@ -82,7 +82,7 @@ examples
 
 DATA_HELP = "CIFAR-10: fetch it, verify it bit for bit, or say where it is looked for."
 BENCH_HELP = """Paired timings on this device: what simulating workers costs over plain PyTorch, how
-much memory backups take, how fast schedules, updates and engines are. About fifteen minutes for
+much memory backups take, how fast schedules, updates and engines are. About twenty minutes for
 all on two CPU cores; leave the machine alone meanwhile."""
 REPORT_HELP = "The table of several finished runs, grouped over seeds; with --out also its figure."
 
@@ -358,6 +358,8 @@ def bench(arguments: list[str]) -> int:
     from dcasgd_repro import bench as benches
     from dcasgd_repro.device import set_device
 
+    if given.readme is not None:
+        benches.halves(given.readme)  # refused before anything is measured
     device = set_device(
         OmegaConf.create({"threads": None, "device": given.device, "deterministic": "auto"})
     )

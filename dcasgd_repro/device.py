@@ -47,12 +47,14 @@ def keep_freed_memory() -> bool:
 
     By default glibc hands a step's activations back to the kernel and faults them in again at the
     next: thousands of page faults a step at ResNet-20 and batch 128. ``mallopt`` here does what
-    MALLOC_MMAP_MAX_=0 and MALLOC_TRIM_THRESHOLD_=2147483647 do from outside, and leaves those
-    variables alone where the user has set them. Elsewhere than with glibc nothing is done.
+    MALLOC_MMAP_MAX_=0, MALLOC_TRIM_THRESHOLD_=2147483647 and MALLOC_ARENA_MAX=1 do from outside
+    (a further thread's own arena is always trimmed). Where the user has set a MALLOC_ variable,
+    and elsewhere than with glibc, nothing is done.
     """
     if any(name.startswith("MALLOC_") for name in os.environ):
         return False
-    return _mallopt(M_MMAP_MAX, 0) and _mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    options = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_ARENA_MAX: 1}
+    return all(_mallopt(option, value) for option, value in options.items())
 
 
 def return_freed_memory() -> bool:
@@ -60,7 +62,7 @@ def return_freed_memory() -> bool:
     return _mallopt(M_MMAP_THRESHOLD, 65536) and _mallopt(M_TRIM_THRESHOLD, 0)
 
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -3, -4, -8  # of malloc.h
 
 
 def _mallopt(option: int, value: int) -> bool:

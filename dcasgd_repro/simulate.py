@@ -52,7 +52,7 @@ class Server:
 
     def __init__(self, rule: Rule, w: Tensor, workers: int, backup: str = "pull") -> None:
         check_choice("backup", backup, ("pull", "push"))
-        self.rule, self.w, self.backup, self.update = rule, w, backup, update
+        self.rule, self.w, self.backup, self.apply = rule, w, backup, apply
         self.state = rule.init(w, workers)
         self.t = 0  # updates of w
         self.pushes = 0  # gradients received
@@ -71,7 +71,7 @@ class Server:
     def receive_gradient(self, m: int, g: Tensor, lr: float) -> tuple[int, Tensor, Tensor]:
         """Gradient g_m arrives, and w moves. Returns (delay, dc_ratio, gap_norm), see Step."""
         arrival = Arrival(g, self.w, self.w_bak[m], m, self.t - self.sent_at[m], lr)
-        w, self.state, dc_ratio, gap_norm = self.update(self.rule, arrival, self.state)
+        w, self.state, dc_ratio, gap_norm = self.apply(self.rule, arrival, self.state)
         if w is not None:
             self.w, self.t = w, self.t + 1
         self.pushes += 1
@@ -81,7 +81,7 @@ class Server:
         return arrival.delay, dc_ratio, gap_norm
 
 
-def update(rule: Rule, arrival: Arrival, state: Any) -> tuple[Tensor | None, Any, Tensor, Tensor]:
+def apply(rule: Rule, arrival: Arrival, state: Any) -> tuple[Tensor | None, Any, Tensor, Tensor]:
     """``w_{t+1} = w_t - eta * direction`` (None: not moved), state, dc_ratio and gap_norm."""
     step, state, correction = rule.direction(arrival, state)
     w = None if step is None else torch.add(arrival.w, step, alpha=-arrival.lr)
@@ -118,7 +118,8 @@ def norm(x: Tensor) -> Tensor:
 
 
 def ratio(correction: Tensor | None, g: Tensor) -> Tensor:
-    """``||correction|| / ||g||``; adding to g may round away entries that this still counts."""
+    """``||correction|| / ||g||``, zero exactly when the correction is. Adding it to g in float32
+    loses entries of it under about 6e-8 of g's; they count here."""
     if correction is None:
         return torch.zeros((), dtype=torch.float64, device=g.device)
     size = norm(correction)

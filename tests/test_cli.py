@@ -170,7 +170,7 @@ def test_report_tells_configurations_apart(call) -> None:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["trian"], "trian: no such command; choose train, schedule, data or report"),
+        (["trian"], "trian: no such command; choose train, schedule, data, report or bench"),
         (["train", "fo=1"], "fo=1: no such key"),
         (["train", "rule.lam=1"], "rule.lam=1: no such key; did you mean rule.lam0"),
         (["train", "rule=nope"], "rule=nope: no such rule, choose asgd, dcasgd_a, dcasgd_c, ssgd"),

@@ -22,6 +22,7 @@ from dcasgd_repro.data.fetch import Split
 from dcasgd_repro.errors import BadInput, check_choice, check_number, check_whole
 
 PAD = 4  # pixels on each side that a random crop may move over
+_DRAWING = threading.Lock()  # not a data set's own: that could not be copied or pickled
 EPOCHS_KEPT = 16  # workers of unequal speed straddle epochs; an older one is drawn again
 
 # Of the 50,000 training images, per channel, in units of the pixel range.
@@ -118,7 +119,6 @@ class Images:
         self._scale = torch.from_numpy(np.tile(scale, tiles)).to(self.device, self._working)
         self._shift = torch.from_numpy(np.tile(shift, tiles)).to(self.device, self._working)
         self._epochs: dict[int, _Epoch] = {}
-        self._drawing = threading.Lock()
 
     def batch(self, worker: int, k: int) -> Batch:
         """The k-th mini-batch of a worker, both counted from 0; any k, in any order."""
@@ -161,7 +161,7 @@ class Images:
         return flat.to(self.dtype).view(pixels.shape).permute(0, 3, 1, 2)
 
     def _epoch(self, number: int) -> _Epoch:
-        with self._drawing:  # once, whichever thread asks first
+        with _DRAWING:  # once, whichever thread asks first
             epoch = self._epochs.get(number)
             if epoch is None:
                 epoch = self._draw(number)

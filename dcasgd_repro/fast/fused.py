@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from dcasgd_repro.errors import BadInput
-from dcasgd_repro.simulate import Server, update
+from dcasgd_repro.simulate import Server, apply
 
 
 def fuse(server: Server, backend: str = "inductor") -> None:
-    """Has the server receive gradients through ``torch.compile(update)``, whatever its rule.
+    """Has the server receive gradients through ``torch.compile(apply)``, whatever its rule.
 
     What moves is then near the least that DC-ASGD-a must: read g, w, w_bak and MeanSquare, write w
     and MeanSquare. The first push compiles for seconds (about 20 on a CPU where nothing is cached),
@@ -23,7 +23,7 @@ def fuse(server: Server, backend: str = "inductor") -> None:
     compiler = os.environ.get("CXX", "g++")
     if backend == "inductor" and server.w.device.type == "cpu" and shutil.which(compiler) is None:
         raise BadInput("fused", True, f"torch.compile needs a C++ compiler, {compiler} here")
-    # A rule may branch on a counter or on the worker; each branch is compiled once.
+    # A rule that branches on a counter or picks a worker's vector is compiled for each of them.
     limits: Any = torch._dynamo.config
     limits.recompile_limit = max(limits.recompile_limit, 4 * len(server.sent) + 8)
-    server.update = torch.compile(update, backend=backend)
+    server.apply = torch.compile(apply, backend=backend)

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from dcasgd_repro.errors import check_choice
-from dcasgd_repro.fast.waves import Cell, Gradients, replicas
+from dcasgd_repro.fast.waves import Cell, Gradients, alike, replicas
 from dcasgd_repro.schedule import Message
 from dcasgd_repro.simulate import Server, Step, Task, simulate
 
+STREAMS = 16  # torch hands out 32 in turn, the capture's own among them
 WIDTHS_ONE_BY_ONE = 8  # wider waves are filled up to a multiple of this: fewer captures
 
 
@@ -26,9 +27,10 @@ PRECISIONS = ("float32", "tf32", "bfloat16")
 class Graphs:
     """``simulate``, each wave of gradients replayed as one CUDA graph.
 
-    A graph is captured the first time a wave has its width: each member runs the plain path's own
-    kernels on a stream of its own, forked and joined inside the capture. Vectors and batches are
-    copied into the graph's static buffers, gradients out of them.
+    A graph is captured the first time a wave has its shape: each member runs the plain path's own
+    kernels on one of 16 streams, forked and joined inside the capture. Vectors and batches are
+    copied into the graph's static buffers, gradients out of them. The activations of a whole wave
+    are in memory at once. The server's update stays outside; ``fused=true`` makes it one kernel.
 
     ``precision``: "float32" (default), "tf32" or "bfloat16" (autocast of the forward pass).
     Where there is no CUDA device it says so in one line and runs the plain loop. Raises BadInput.
@@ -72,13 +74,14 @@ class Captured:
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
-        self.graphs: dict[int, _Graph] = {}
+        self.graphs: dict[Any, _Graph] = {}
 
     def __call__(self, task: Task, vectors: Sequence[Tensor], batches: Sequence[Any]) -> Gradients:
-        size = width(len(vectors))
-        if size not in self.graphs:
-            self.graphs[size] = _Graph(self.machine, task, size, vectors[0], batches[0])
-        return self.graphs[size](vectors, batches)
+        size, w, batch = width(len(vectors)), vectors[0], batches[0]
+        shape = alike(task), size, w.shape, *[part.shape for part in _tensors(batch)]
+        if shape not in self.graphs:
+            self.graphs[shape] = _Graph(self.machine, task, size, w, batch)
+        return self.graphs[shape](vectors, batches)
 
 
 def width(members: int) -> int:
@@ -142,7 +145,7 @@ def _tensors(batch: Any) -> tuple[Tensor, ...]:
 def _like(batch: Any) -> Any:
     """Buffers of a batch's shapes and memory formats."""
     if isinstance(batch, tuple):
-        return type(batch)(*map(torch.empty_like, batch))
+        return getattr(batch, "_make", tuple)(map(torch.empty_like, batch))
     return torch.empty_like(batch)
 
 
@@ -187,11 +190,14 @@ class CUDA:
 
     def fork(self, works: Sequence[Callable[[], None]]) -> None:
         main = torch.cuda.current_stream()
-        while len(self.streams) < len(works):
-            self.streams.append(_stream())
-        for stream, work in zip(self.streams, works, strict=False):
+        while len(self.streams) < min(STREAMS, len(works)):
+            if (stream := _stream()) != main:
+                self.streams.append(stream)
+        used = self.streams[: len(works)]
+        for stream in used:
             stream.wait_stream(main)
-            with torch.cuda.stream(stream):
+        for k, work in enumerate(works):
+            with torch.cuda.stream(used[k % len(used)]):
                 work()
-        for stream in self.streams[: len(works)]:
+        for stream in used:
             main.wait_stream(stream)

@@ -21,10 +21,11 @@ from dcasgd_repro.simulate import Server, Step, Task, simulate
 class Threads:
     """``simulate``, a gradient begun when its worker pulls, on one of ``slots`` CPU threads.
 
-    ``slots`` (None: as many as torch has threads, at most M) share torch's threads evenly. Each
-    gradient is computed by the plain path, so the Steps equal those of the plain loop with a
-    slot's number of threads to the bit: with as many slots as threads, on any number of cores.
-    On another device than the CPU it is the plain loop. Raises BadInput.
+    ``slots``: None for as many as torch has threads; never more than M. Each gradient is computed
+    by the plain path on one thread, so the Steps equal those of the plain loop with ``threads=1``
+    to the bit, on any number of cores. With one worker there is nothing to do side by side: that
+    too takes one thread. ``copy.copy`` of the task must give one that another thread may use at
+    the same time. On another device than the CPU this is the plain loop. Raises BadInput.
     """
 
     slots: int | None = None
@@ -45,7 +46,7 @@ class Threads:
         own = threading.local()
 
         def prepare() -> None:
-            torch.set_num_threads(max(1, have // slots))
+            torch.set_num_threads(1)
             own.task = twins.pop()
 
         def work(w: Tensor, m: int, k: int) -> tuple[Tensor, Tensor]:
@@ -58,7 +59,7 @@ class Threads:
             yield from simulate(ahead, server, ahead.watched(messages), lr)
         finally:
             pool.shutdown(cancel_futures=True)
-            torch.set_num_threads(have)
+            torch.set_num_threads(have)  # what a thread sets is also every later thread's
 
 
 class Ahead:

@@ -35,9 +35,10 @@ class Waves:
     a worker has pulled for since. M equal workers make waves of M.
 
     The Steps are the plain loop's up to the order of sums inside a batched operation: within 1e-12
-    in float64. In float32 a gradient differs by up to 1 % of its norm, which is what the plain
-    loop's own differ by between one thread and two (0.67 % and 0.64 %, ResNet-20 at its initial
-    weights, batch 128, CPU; from float64 the wave was 0.11 % away, the plain loop 0.66 %).
+    in float64. In float32 a gradient differs by up to 1 % of its norm, as the plain loop's own do
+    between one thread and two (0.67 % and 0.64 %: ResNet-20 at its initial weights, batch 128, CPU;
+    the wave was 0.11 % from float64, the plain loop 0.66 %). A resumed run begins with narrower
+    waves, so in float32 it is equal only as far as that. The task needs a ``loss``.
     """
 
     def __call__(
@@ -49,18 +50,20 @@ class Waves:
 def replicas(cells: Sequence[Cell], compute: Compute | None = None) -> Iterator[tuple[int, Step]]:
     """Replays several simulations whose gradients share waves; yields (index of the cell, Step).
 
-    The cells' tasks share one loss (the same network on the same shapes); their vectors, batches,
-    rules and schedules are their own. Each cell's Steps come in its own order.
+    Gradients share a wave where their tasks have one ``same_loss``; vectors, batches, rules and
+    schedules are each cell's own. Each cell's Steps come in its own order. ``compute`` (default
+    ``batched``) computes a wave.
     """
     compute = compute or batched
     flights = [Flight(*cell) for cell in cells]
     while any(flight.blocked for flight in flights):
         wanted = [(flight, m) for flight in flights for m in flight.wanted()]
-        vectors = [flight.server.sent[m] for flight, m in wanted]
-        batches = [f.task.batch(m, f.server.batches[m]) for f, m in wanted]
-        if wanted:
-            results = compute(cells[0].task, vectors, batches)
-            for (flight, m), result in zip(wanted, results, strict=True):
+        for alike in dict.fromkeys(flight.alike for flight, _ in wanted):
+            wave = [(flight, m) for flight, m in wanted if flight.alike == alike]
+            vectors = [flight.server.sent[m] for flight, m in wave]
+            batches = [f.task.batch(m, f.server.batches[m]) for f, m in wave]
+            results = compute(wave[0][0].task, vectors, batches)
+            for (flight, m), result in zip(wave, results, strict=True):
                 flight.arrived[m] = result
         for index, flight in enumerate(flights):
             for step in flight.replay():
@@ -70,13 +73,14 @@ def replicas(cells: Sequence[Cell], compute: Compute | None = None) -> Iterator[
 class Flight:
     """One simulation, advanced as far as its gradients have been computed; a Task to ``simulate``.
 
-    ``blocked`` is the message it waits at; None when the log has ended.
+    ``blocked`` is the message it waits at, the next one of the log; None when that has ended.
     """
 
     def __init__(
         self, task: Task, server: Server, messages: Iterable[Message], lr: Callable[[int], float]
     ) -> None:
         self.task, self.server, self.lr = task, server, lr
+        self.alike = alike(task)
         self._rest = iter(messages)
         self.blocked = next(self._rest, None)
         self.arrived: dict[int, tuple[Tensor, Tensor]] = {}  # computed, not pushed
@@ -123,8 +127,14 @@ def batched(task: Any, vectors: Sequence[Tensor], batches: Sequence[Any]) -> Gra
     return list(zip(loss.unbind(), g.unbind(), strict=True))
 
 
+def alike(task: Any) -> Any:
+    """A task's ``same_loss``; one without it is like no other."""
+    return getattr(task, "same_loss", id(task))
+
+
 def stacked(batches: Sequence[Any]) -> Any:
     """K batches as one, each tensor with a leading dimension K."""
-    if isinstance(batches[0], tuple):
-        return type(batches[0])(*map(torch.stack, zip(*batches, strict=True)))
+    one = batches[0]
+    if isinstance(one, tuple):
+        return getattr(one, "_make", tuple)(map(torch.stack, zip(*batches, strict=True)))
     return torch.stack(list(batches))
