@@ -364,7 +364,10 @@ def bench(arguments: list[str]) -> int:
         OmegaConf.create({"threads": None, "device": given.device, "deterministic": "auto"})
     )
     chosen = list(benches.PARTS) if "all" in given.parts else list(dict.fromkeys(given.parts))
-    file = benches.run(chosen, device, given.out, ["dcasgd-repro", "bench", *arguments])
+    try:
+        file = benches.run(chosen, device, given.out, ["dcasgd-repro", "bench", *arguments])
+    except KeyboardInterrupt:
+        return told(f"interrupted; the parts that were done are kept in {given.out}", 130)
     print(f"\nkept in {file}")
     if given.readme is not None:
         benches.into(given.readme, benches.performance(given.out))

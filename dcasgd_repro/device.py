@@ -46,14 +46,14 @@ def keep_freed_memory() -> bool:
     """Has glibc keep what is freed for the next step; whether it could be told.
 
     By default glibc hands a step's activations back to the kernel and faults them in again at the
-    next: thousands of page faults a step at ResNet-20 and batch 128. ``mallopt`` here does what
-    MALLOC_MMAP_MAX_=0, MALLOC_TRIM_THRESHOLD_=2147483647 and MALLOC_ARENA_MAX=1 do from outside
-    (a further thread's own arena is always trimmed). Where the user has set a MALLOC_ variable,
-    and elsewhere than with glibc, nothing is done.
+    next: thousands of page faults a step at ResNet-20 and batch 128. ``mallopt`` here forbids
+    trimming, blocks mapped by themselves, and arenas of further threads, which are trimmed
+    whatever one says. Where the user has set a MALLOC_ variable, and elsewhere than with glibc,
+    nothing is done.
     """
     if any(name.startswith("MALLOC_") for name in os.environ):
         return False
-    options = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_ARENA_MAX: 1}
+    options = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1, M_ARENA_MAX: 1}
     return all(_mallopt(option, value) for option, value in options.items())
 
 

@@ -44,7 +44,7 @@ RESULT = (  # key in summary.json, words, form, unit
 )
 ERRORS = ("test_error_best", "test_error_final", "test_error_last10", "train_error_final")
 KEPT = ("config.yaml", "provenance.json", "metrics.csv", "summary.json")
-FREE = {"seed", "seeds", "threads", "device"}  # keys in which runs of one row may differ
+FREE = {"seed", "seeds", "threads", "device", "engine"}  # keys in which runs of one row may differ
 
 
 @dataclass(frozen=True)

@@ -152,6 +152,17 @@ def test_a_bad_engine_is_refused_before_anything_is_written(
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize("given", ["true", "false"])
+def test_fused_reaches_the_server(
+    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fused = []
+    monkeypatch.setattr(experiment, "fuse", fused.append)
+    cfg = composed("task=synthetic", *THREE_PUSHES, f"fused={given}", f"run_dir={tmp_path / 'x'}")
+    experiment.run(cfg, say=lambda line: None)
+    assert [server.pushes for server in fused] == ([3] if given == "true" else [])
+
+
 def test_lengths() -> None:
     paper = config.Length(images=50_000, batch=128, epochs=160)
     assert paper.pushes == 62_500

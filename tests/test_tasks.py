@@ -1,5 +1,7 @@
 """Tasks: gradients against autograd and finite differences, evaluation as a function of w alone."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -62,14 +64,14 @@ def test_gradient_and_evaluate_leave_no_trace() -> None:
     task = classifier(torch.float32)
     w, batch = task.initial(0), task.batch(0, 0)
     kept, first = w.clone(), task.gradient(w, batch)
-    state = {name: buffer.clone() for name, buffer in task.module.named_buffers()}
-    assert state
+    state = copy.deepcopy(task.module.state_dict())
     measured = task.evaluate(w)
     for k in range(3):
         task.gradient(torch.randn_like(w), task.batch(1, k))
         task.evaluate(torch.randn_like(w))
     assert torch.equal(w, kept)
-    assert all(torch.equal(v, state[k]) for k, v in task.module.named_buffers())
+    assert all(torch.equal(v, task.module.state_dict()[k]) for k, v in state.items())
+    assert all(isinstance(p, nn.Parameter) for p in task.module.parameters())
     assert all(torch.equal(a, b) for a, b in zip(first, task.gradient(w, batch), strict=True))
     assert task.evaluate(w) == measured
 

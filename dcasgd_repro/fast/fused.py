@@ -12,7 +12,7 @@ from dcasgd_repro.errors import BadInput
 from dcasgd_repro.simulate import Server, apply
 
 
-def fuse(server: Server, backend: str = "inductor") -> None:
+def fuse(server: Server, backend: Any = "inductor") -> None:
     """Has the server receive gradients through ``torch.compile(apply)``, whatever its rule.
 
     What moves is then near the least that DC-ASGD-a must: read g, w, w_bak and MeanSquare, write w

@@ -25,7 +25,9 @@ class Threads:
     by the plain path on one thread, so the Steps equal those of the plain loop with ``threads=1``
     to the bit, on any number of cores. With one worker there is nothing to do side by side: that
     too takes one thread. ``copy.copy`` of the task must give one that another thread may use at
-    the same time. On another device than the CPU this is the plain loop. Raises BadInput.
+    the same time. While a caller looks at a Step, gradients go on: an evaluation's pause hides at
+    most M of them from ``wall_s``. On another device than the CPU this is the plain loop. Raises
+    BadInput.
     """
 
     slots: int | None = None
