@@ -47,7 +47,7 @@ outputs/laptop/cifar_%/summary.json: | data
 tensorboard: .venv/ready ## the dashboards of everything under outputs/
 	.venv/bin/tensorboard --logdir outputs
 
-bench: .venv/ready ## what a simulated worker costs here (about 20 minutes); renews README's table
+bench: .venv/ready ## what a simulated worker costs here (about 25 minutes); renews README's table
 	$(RUN) bench all --readme README.md
 
 torture: .venv/ready ## 240 kills at random instants, then 3,000 fuzzed inputs (about 10 minutes)

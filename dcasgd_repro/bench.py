@@ -735,7 +735,9 @@ def performance(folder: Path) -> str:
                 commit = str(found[part]["provenance"]["git_commit"])[:7]
                 commit += " with changes" if found[part]["provenance"]["git_dirty"] else ""
                 rows = [Row(**values) for values in found[part]["rows"]]
-                lines.append(f"`bench {part}`, commit {commit}:\n\n{markdown(rows)}")
+                shown = " open" if part == "simulate" else ""
+                head = f"<details{shown}><summary>bench {part}, commit {commit}</summary>"
+                lines.append(f"{head}\n\n{markdown(rows)}\n\n</details>")
         sections.append("\n\n".join(lines))
     return "\n\n".join(sections)
 

@@ -82,7 +82,7 @@ examples
 
 DATA_HELP = "CIFAR-10: fetch it, verify it bit for bit, or say where it is looked for."
 BENCH_HELP = """Paired timings on this device: what simulating workers costs over plain PyTorch, how
-much memory backups take, how fast schedules, updates and engines are. About twenty minutes for
+much memory backups take, how fast schedules, updates and engines are. About 25 minutes for
 all on two CPU cores; leave the machine alone meanwhile."""
 REPORT_HELP = "The table of several finished runs, grouped over seeds; with --out also its figure."
 
