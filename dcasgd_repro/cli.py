@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from dcasgd_repro import __version__
 from dcasgd_repro.errors import BadInput, Failure
@@ -303,8 +303,15 @@ def schedule(cfg: DictConfig, argv: Sequence[str]) -> int:
     return 0
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse, refusing in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        sys.exit(told(f"{message}; `{self.prog} --help` says more", 2))
+
+
 def data(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser("dcasgd-repro data", description=DATA_HELP)
+    parser = Parser("dcasgd-repro data", description=DATA_HELP)
     parser.add_argument("action", choices=("fetch", "verify", "path"))
     parser.add_argument(
         "root", nargs="?", metavar="data.root=DIR", help="instead of $DCASGD_DATA or the cache"
@@ -330,7 +337,7 @@ def data(arguments: list[str]) -> int:
 
 
 def report(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser("dcasgd-repro report", description=REPORT_HELP)
+    parser = Parser("dcasgd-repro report", description=REPORT_HELP)
     parser.add_argument("runs", nargs="+", type=Path, help="run directories, or folders of them")
     parser.add_argument("--out", type=Path, help="where the table, the figure and the text go")
     given = parser.parse_args(arguments)
@@ -343,7 +350,7 @@ def report(arguments: list[str]) -> int:
 
 def bench(arguments: list[str]) -> int:
     parts = ("simulate", "memory", "schedule", "update", "waves", "all")
-    parser = argparse.ArgumentParser("dcasgd-repro bench", description=BENCH_HELP)
+    parser = Parser("dcasgd-repro bench", description=BENCH_HELP)
     parser.add_argument("parts", nargs="*", choices=parts, default="all", metavar="PART",
                         help=f"one or more of {', '.join(parts)} (default: all)")  # fmt: skip
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")

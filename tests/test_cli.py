@@ -171,6 +171,11 @@ def test_report_tells_configurations_apart(call) -> None:
     ("arguments", "line"),
     [
         (["trian"], "trian: no such command; choose train, schedule, data, report or bench"),
+        (["bench", "nope"], "argument PART: invalid choice: 'nope' (choose from"),
+        (["bench", "--nope"], "unrecognized arguments: --nope; `dcasgd-repro bench --help` says"),
+        (["report"], "the following arguments are required: runs"),
+        (["data", "fly"], "argument action: invalid choice: 'fly'"),
+        (["bench", "--device", "cuda"], "device=cuda: torch sees no CUDA device here"),
         (["train", "fo=1"], "fo=1: no such key"),
         (["train", "rule.lam=1"], "rule.lam=1: no such key; did you mean rule.lam0"),
         (["train", "rule=nope"], "rule=nope: no such rule, choose asgd, dcasgd_a, dcasgd_c, ssgd"),
@@ -217,7 +222,7 @@ def test_bad_input_is_one_line_and_exit_code_2(call, arguments: list[str], line:
     before = sorted(Path().rglob("*"))
     if arguments[0] == "train":
         arguments = ["train", "task=synthetic", *arguments[1:]]
-    if "device=cuda" in arguments:
+    if {"device=cuda", "--device"} & set(arguments):
         import torch
 
         if torch.cuda.is_available():
