@@ -510,6 +510,7 @@ def test_a_rule_with_a_vector_for_each_of_many_workers_stays_fused() -> None:
     assert len(list(simulate(task, server, log, lr))) == backend.runs == 48
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch 2.11's own, as it compiles
 def test_a_fused_update_compiled_for_this_processor() -> None:
     log, task, rule = SCHEDULES["gamma"](), network(dtype=torch.float32), DCASGDa()
     torch._dynamo.reset()
