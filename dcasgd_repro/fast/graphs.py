@@ -30,7 +30,8 @@ class Graphs:
     A graph is captured the first time a wave has its shape: each member runs the plain path's own
     kernels on one of 16 streams, forked and joined inside the capture. Vectors and batches are
     copied into the graph's static buffers, gradients out of them. The activations of a whole wave
-    are in memory at once. The server's update stays outside; ``fused=true`` makes it one kernel.
+    are in memory at once. The server's update stays outside; ``fused=true`` compiles it.
+    No GPU has run this yet.
 
     ``precision``: "float32" (default), "tf32" or "bfloat16" (autocast of the forward pass).
     Where there is no CUDA device it says so in one line and runs the plain loop. Raises BadInput.
@@ -46,8 +47,9 @@ class Graphs:
     ) -> Iterator[Step]:
         device = server.w.device.type
         if device != "cuda":
-            remedy = f"engine=graphs needs CUDA, this is {device}: plain loop"
-            print(f"note      {remedy}", file=sys.stderr)
+            print(
+                f"note      engine=graphs needs CUDA, this is {device}: plain loop", file=sys.stderr
+            )
             return simulate(task, server, messages, lr)
         cells = [Cell(task, server, messages, lr)]
         return (step for _, step in replicas(cells, Captured(CUDA(self.precision))))
@@ -70,7 +72,7 @@ class Machine(Protocol):
 
 
 class Captured:
-    """Computes waves through one captured graph for each width; a ``waves.Compute``."""
+    """Computes waves through one captured graph for each shape; a ``waves.Compute``."""
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine

@@ -1,4 +1,4 @@
-"""Threads: gradients in flight computed side by side, each on CPU threads of its own."""
+"""Threads: gradients in flight computed side by side, each on one CPU thread."""
 
 from __future__ import annotations
 

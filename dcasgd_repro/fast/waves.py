@@ -88,13 +88,11 @@ class Flight:
 
     def wanted(self) -> list[int]:
         """The workers whose gradients the next wave computes."""
-        if self.blocked is None:
+        if self.blocked is None or self.blocked.kind != "push":
             return []
-        if self.blocked.kind == "push":  # so too of one that pulled before these messages began
-            self._flying.setdefault(self.blocked.worker)
-            wanted, self._flying = list(self._flying), {}
-            return wanted
-        return []
+        self._flying.setdefault(self.blocked.worker)  # it may have pulled before these messages
+        wanted, self._flying = list(self._flying), {}
+        return wanted
 
     def replay(self) -> Iterator[Step]:
         """The Steps up to the next push whose gradient has not been computed."""
