@@ -11,10 +11,12 @@ PACKAGE = Path(__file__).parents[1] / "dcasgd_repro"
 FLOORS = [
     {"errors", "__init__"},
     {"models", "data"},
-    {"schedule", "rules", "lr", "faults", "device"},
+    {"schedule", "rules", "lr", "faults", "device", "pages", "launchers"},
     {"simulate", "tasks", "optim", "config"},
-    {"fast", "record", "checkpoint"},
+    {"fast", "record", "checkpoint", "study"},
     {"experiment", "report", "bench"},
+    {"figures", "reproduce", "display"},
+    {"evidence"},
     {"cli"},
 ]
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
@@ -46,7 +48,9 @@ def test_imports_go_down(path: Path) -> None:
     assert not up, f"{here} imports {up}"
 
 
-@pytest.mark.parametrize("module", ["cli", "schedule", "report", "config", "data.fetch"])
+@pytest.mark.parametrize(
+    "module", ["cli", "schedule", "report", "config", "data.fetch", "evidence", "reproduce"]
+)
 def test_answers_without_torch(module: str) -> None:
     code = f"import sys, dcasgd_repro.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
