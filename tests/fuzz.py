@@ -76,7 +76,7 @@ KEYS: dict[str, tuple[list[str], Callable[[str], bool]]] = {
     "log_every": ([], whole(1)),
     "eval_every": ([], number(1e-6, 1e12)),
     "augment": ([], one_of("true", "false")),
-    "backup": ([], one_of("pull", "push")),
+    "backup": ([], one_of("pull", "push", "push_from_zero")),
     "device": ([], one_of("auto", "cpu")),
     "threads": ([], lambda t: t == "null" or whole(1, 1024)(t)),
     "resume": ([], one_of("auto", "never")),

@@ -75,6 +75,21 @@ def test_every_stop_goes_on_to_the_same_bits(
     assert [r["after_push"] for r in resumed] == [push]
 
 
+@pytest.mark.parametrize("push", [1, 5])
+def test_backups_still_at_zero_survive_a_stop(
+    push: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cell(name: str) -> DictConfig:
+        keys = ["backup=push_from_zero", "schedule=paper_cluster", "schedule.request_share=0.5"]
+        return torture.config([*CELL, *keys, "rule.lam0=0.2"], tmp_path / name)
+
+    expected = quiet(cell("whole"))
+    with monkeypatch.context() as patched:
+        stop_at(push, patched)
+        quiet(cell("run"))
+    assert list(torture.differences(quiet(cell("run")), expected)) == []
+
+
 def test_a_finished_run_is_left_alone(whole: Path) -> None:
     before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in whole.rglob("*") if p.is_file()}
     said: list[str] = []
