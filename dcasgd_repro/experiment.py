@@ -196,7 +196,7 @@ class Experiment:
         progress.delays += [step.delay for step in progress.interval]
         progress.interval = []
         if evaluate:
-            row |= self.task.evaluate(self.server.w)
+            row |= self.task.evaluate(self.server.w, self.server.sent)
             counts = np.bincount(progress.delays).tolist()
             progress.histograms.append((push, counts))
             progress.delays = []

@@ -111,6 +111,7 @@ KEYS: dict[str, tuple[list[str], Callable[[str], bool]]] = {
     "task.weight_decay": ([], number(0, 1e30, "[]")),
     "task.stats_images": ([], whole(1)),
     "task.train_images": ([], whole(1)),
+    "task.statistics": ([], one_of("null", "workers")),
     "task.noise": (["task=quadratic"], number(0)),
     "task.start": (["task=quadratic"], number(-math.inf)),
     "task.curvature": (["task=quadratic"], one_of("[1,2]", "[-1]")),

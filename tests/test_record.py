@@ -146,7 +146,7 @@ def test_the_weights_are_those_of_the_seed_and_are_what_was_evaluated(
         pass
     summary = summary_in(twelve)
     assert record.weights_sha256(server.w) == summary["weights_sha256"]
-    assert task.evaluate(server.w)["test_error"] == summary["test_error_final"]
+    assert task.evaluate(server.w, server.sent)["test_error"] == summary["test_error_final"]
 
 
 def test_histograms_count_the_delays(twelve: Path) -> None:
