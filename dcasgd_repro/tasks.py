@@ -27,7 +27,6 @@ from torch.nn import functional as F
 from dcasgd_repro.data.images import Batch, Images
 from dcasgd_repro.errors import BadInput, check_number, check_whole
 
-
 CHUNK = 1000  # images at a time through the network, in an evaluation
 
 

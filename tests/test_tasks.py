@@ -1,4 +1,4 @@
-"""Tasks: gradients against autograd and finite differences, evaluation against a second implementation."""
+"""Tasks: gradients against autograd and finite differences, evaluation against a second way."""
 
 import copy
 
