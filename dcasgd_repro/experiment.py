@@ -196,7 +196,7 @@ class Experiment:
         progress.delays += [step.delay for step in progress.interval]
         progress.interval = []
         if evaluate:
-            row |= self.task.evaluate(self.server.w)
+            row |= self.task.evaluate(self.server.w, self.server.sent)
             counts = np.bincount(progress.delays).tolist()
             progress.histograms.append((push, counts))
             progress.delays = []
@@ -338,8 +338,10 @@ def notes(cfg: DictConfig, rule: Rule, schedule: Schedule) -> Iterator[str]:
     """What a reader of the config may not expect of it."""
     if rule.for_rounds and not schedule.in_rounds:
         yield f"no barrier: {rule.name} averages gradients as they come (schedule.barrier=true)"
-    if cfg.backup == "push" and not pulls_later(schedule):
-        yield "every pull rides on a push here, so backup=push is backup=pull: see request_share"
+    if cfg.backup != "pull" and not pulls_later(schedule):
+        first = " but for each worker's first push" if cfg.backup == "push_from_zero" else ""
+        same = f"so backup={cfg.backup} is backup=pull{first}"
+        yield f"every pull rides on a push here, {same}: see request_share"
 
 
 def pulls_later(schedule: Schedule) -> bool:

@@ -45,18 +45,21 @@ class Step(NamedTuple):
 class Server:
     """The parameter server of Algorithm 2: w, one backup per worker, the rule and its state.
 
-    ``backup`` says when w_bak(m) is written: "pull" (default, the paper: the vector sent to the
-    worker) or "push" (the authors' released code: w after the worker's own push; until its first
-    push, w_0). They differ where other pushes arrive between a worker's push and its next pull.
+    ``backup`` says when w_bak(m) is written, and what it is before:
+    "pull" (default, the paper)   the vector sent to the worker
+    "push"                        w after the worker's own push; until its first push, w_0
+    "push_from_zero"              as "push", but zero until its first push: the authors' released
+                                  code, where that push is compensated for a drift of all of w_t
+    The first two differ where other pushes arrive between a worker's push and its next pull.
     """
 
     def __init__(self, rule: Rule, w: Tensor, workers: int, backup: str = "pull") -> None:
-        check_choice("backup", backup, ("pull", "push"))
+        check_choice("backup", backup, ("pull", "push", "push_from_zero"))
         self.rule, self.w, self.backup, self.apply = rule, w, backup, apply
         self.state = rule.init(w, workers)
         self.t = 0  # updates of w
         self.pushes = 0  # gradients received
-        self.w_bak = [w] * workers
+        self.w_bak = [torch.zeros_like(w) if backup == "push_from_zero" else w] * workers
         self.sent = [w] * workers  # what each worker computes at
         self.sent_at = [0] * workers  # the t at which it was sent
         self.batches = [0] * workers  # mini-batches each worker has used
@@ -76,7 +79,7 @@ class Server:
             self.w, self.t = w, self.t + 1
         self.pushes += 1
         self.batches[m] += 1
-        if self.backup == "push":
+        if self.backup != "pull":
             self.w_bak[m] = self.w
         return arrival.delay, dc_ratio, gap_norm
 

@@ -8,7 +8,8 @@ Only this module knows that w [P] has parts with shapes. A task has
     gradient(w, batch)          (mean loss, its gradient [P]); pure in w
     same_loss                   equal for tasks whose loss is one function of w and the batch
     copy.copy(task)             a task that another thread may use at the same time
-    evaluate(w) -> dict         measurements of w, a function of w alone
+    evaluate(w, sent) -> dict   measurements of w, a function of w and of the vectors that the
+                                workers hold, in their order (``Server.sent``)
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from torch.nn import functional as F
 
 from dcasgd_repro.data.images import Batch, Images
 from dcasgd_repro.errors import BadInput, check_number, check_whole
+
+CHUNK = 1000  # images at a time through the network, in an evaluation
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ class QuadraticTask:
     def gradient(self, w: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
         return self.loss(w, batch), self.h * w + batch
 
-    def evaluate(self, w: Tensor) -> dict[str, float]:
+    def evaluate(self, w: Tensor, sent: Sequence[Tensor]) -> dict[str, float]:
         return {"test_loss": 0.5 * torch.sum(self.h * w * w).item()}
 
 
@@ -96,6 +99,11 @@ class Classification:
     ``weight_decay``   belongs to the loss: its gradient is taken where the loss's is, at w_bak
     ``stats_images``   how many training images BatchNorm's statistics are recomputed from
     ``train_images``   how many training images ``train_error`` is measured on
+    ``statistics``     BatchNorm's in an evaluation. None (default): those of w. "workers": what a
+                       server has that averages its workers' statistics, which lag behind w: the
+                       mean over the workers of the means, and of the variances, that each takes at
+                       the vector it holds, on its own share of the ``stats_images``. The spread of
+                       the workers' means adds nothing to that variance.
     """
 
     model: Any
@@ -103,6 +111,7 @@ class Classification:
     weight_decay: float = 0.0
     stats_images: int = 2000
     train_images: int = 2000
+    statistics: str | None = None
 
     def __post_init__(self) -> None:
         for key, method in (("model", "build"), ("data", "load")):
@@ -113,6 +122,12 @@ class Classification:
         check_number("weight_decay", self.weight_decay, 0, 1e30, "[]")  # a float32 must hold it
         for key in ("stats_images", "train_images"):
             check_whole(key, getattr(self, key))
+        if self.statistics is not None:
+            if self.statistics != "workers":
+                raise BadInput("statistics", self.statistics, "choose null or workers")
+            if self.stats_images < self.data.workers:
+                remedy = f"statistics=workers needs an image for each of {self.data.workers}"
+                raise BadInput("stats_images", self.stats_images, remedy)
 
     def on(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Classifier:
         """The task on a device, its data loaded and verified."""
@@ -123,8 +138,9 @@ class Classifier:
     """``Classification`` on a device.
 
     Training uses each mini-batch's own BatchNorm statistics. ``evaluate`` recomputes them from a
-    fixed pass over un-augmented training images, which makes it a function of w alone. The paper
-    does not say what its server did; this is our choice.
+    fixed pass over un-augmented training images, by default at w, which makes it a function of w
+    alone. The paper does not say what its server did; this is our choice, and ``statistics`` has
+    another one.
     """
 
     def __init__(
@@ -188,21 +204,44 @@ class Classifier:
         return loss + self.conf.weight_decay / 2 * torch.dot(w, w)
 
     @torch.no_grad()
-    def evaluate(self, w: Tensor) -> dict[str, float]:
-        """Error rates in [0, 1] and mean cross-entropy at w, on un-augmented images."""
-        for parameter, part in zip(self.evaluated.parameters(), self._parts(w), strict=True):
-            parameter.copy_(part)
-        self.evaluated.train()
-        for norm in _batch_norms(self.evaluated):
-            norm.reset_running_stats()
-        for images, _ in self.images.train_chunks(min(self.conf.stats_images, self.images.size)):
-            self.evaluated(images)
-        self.evaluated.eval()
+    def evaluate(self, w: Tensor, sent: Sequence[Tensor]) -> dict[str, float]:
+        """Error rates in [0, 1] and mean cross-entropy at w [P], on un-augmented images.
+
+        ``sent``: the vectors that the workers hold, [P] each. Read for ``statistics="workers"``
+        only; after a push they include the one that it was computed at, so even one worker lags.
+        """
+        self._take_statistics(w, sent)
+        self._put(w)
         test_error, test_loss = self._measure(self.images.test_chunks())
         train_error, _ = self._measure(
             self.images.train_chunks(min(self.conf.train_images, self.images.size))
         )
         return {"test_error": test_error, "test_loss": test_loss, "train_error": train_error}
+
+    def _take_statistics(self, w: Tensor, sent: Sequence[Tensor]) -> None:
+        """Leaves ``evaluated`` with BatchNorm statistics, each a plain mean over chunks."""
+        count, size = min(self.conf.stats_images, self.images.size), CHUNK
+        vectors: Sequence[Tensor] = [w] * -(-count // size)
+        if self.conf.statistics == "workers":
+            # Equally many chunks of equal size for each worker, so that the mean over chunks is
+            # that over workers; the few images left over sit it out.
+            share = count // len(sent)
+            pieces = -(-share // CHUNK)
+            size, vectors = share // pieces, [held for held in sent for _ in range(pieces)]
+            count = size * len(vectors)
+        for norm in _batch_norms(self.evaluated):
+            norm.reset_running_stats()
+        self.evaluated.train()
+        chunks = self.images.train_chunks(count, size)
+        for vector, (images, _) in zip(vectors, chunks, strict=True):
+            self._put(vector)
+            self.evaluated(images)
+        self.evaluated.eval()
+
+    def _put(self, w: Tensor) -> None:
+        """Copies w [P] into the network that is evaluated."""
+        for parameter, part in zip(self.evaluated.parameters(), self._parts(w), strict=True):
+            parameter.copy_(part)
 
     def _measure(self, chunks: Any) -> tuple[float, float]:
         wrong, loss, count = 0, 0.0, 0

@@ -212,10 +212,11 @@ def test_engine_gives_the_plain_loops_steps(engine: str, schedule: str, rule: Ru
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("schedule", ["late pulls", "irregular"])
-def test_engine_with_backups_after_the_push(engine: str, schedule: str) -> None:
+@pytest.mark.parametrize("backup", ["push", "push_from_zero"])
+def test_engine_with_backups_after_the_push(engine: str, schedule: str, backup: str) -> None:
     log, task, rule = SCHEDULES[schedule](), quadratic(), DCASGDc(lam=2.0)
-    found = played(ENGINES[engine], task, rule, log, backup="push")
-    expected = played(simulate, task, rule, log, backup="push")
+    found = played(ENGINES[engine], task, rule, log, backup=backup)
+    expected = played(simulate, task, rule, log, backup=backup)
     agree(found, expected, 1e-12)
     assert expected[1].w.tolist() != played(simulate, task, rule, log)[1].w.tolist()
 

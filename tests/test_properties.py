@@ -16,6 +16,7 @@ from dcasgd_repro.schedule import KINDS, Schedule
 from dcasgd_repro.simulate import Server, simulate
 from dcasgd_repro.tasks import Quadratic
 
+BACKUPS = ["pull", "push", "push_from_zero"]
 RULES = [
     ASGD(momentum=0.5),
     SSGD(momentum=0.5),
@@ -83,7 +84,7 @@ def test_delays_agree_with_counting(log: Schedule) -> None:
 
 
 @calm
-@given(schedules(), st.integers(0, 60), st.sampled_from(RULES), st.sampled_from(["pull", "push"]))
+@given(schedules(), st.integers(0, 60), st.sampled_from(RULES), st.sampled_from(BACKUPS))
 def test_stopping_anywhere_and_going_on_is_never_having_stopped(
     log: Schedule, cut: int, rule: Rule, backup: str
 ) -> None:

@@ -146,7 +146,7 @@ def test_the_weights_are_those_of_the_seed_and_are_what_was_evaluated(
         pass
     summary = summary_in(twelve)
     assert record.weights_sha256(server.w) == summary["weights_sha256"]
-    assert task.evaluate(server.w)["test_error"] == summary["test_error_final"]
+    assert task.evaluate(server.w, server.sent)["test_error"] == summary["test_error_final"]
 
 
 def test_histograms_count_the_delays(twelve: Path) -> None:
@@ -190,13 +190,12 @@ def test_ssgd_moves_once_a_round_and_its_rate_follows_pushes(tmp_path: Path) -> 
 
 def test_the_backup_option_is_read(tmp_path: Path) -> None:
     share = ["schedule.request_share=0.5", "rule=dcasgd_c", "rule.lam=5", "epochs=2"]
+    cells = [[f"backup={name}", *share] for name in ("pull", "push", "push_from_zero")]
     hashes = {
         summary_in(run(tmp_path / str(k), *keys))["weights_sha256"]
-        for k, keys in enumerate(
-            (["backup=pull", *share], ["backup=push", *share], ["backup=push", "epochs=2"])
-        )
+        for k, keys in enumerate([*cells, ["backup=push", "epochs=2"]])
     }
-    assert len(hashes) == 3
+    assert len(hashes) == 4
 
 
 def test_notes_tell_what_a_config_does_not_do(tmp_path: Path) -> None:
@@ -209,8 +208,9 @@ def test_notes_tell_what_a_config_does_not_do(tmp_path: Path) -> None:
 
     assert said("rule=ssgd") == ["no"]
     assert said("rule=ssgd", "schedule.barrier=true") == []
-    assert said("backup=push") == ["every"]
+    assert said("backup=push") == said("backup=push_from_zero") == ["every"]
     assert said("backup=push", "schedule.request_share=0.5") == []
+    assert said("backup=push_from_zero", "schedule.request_share=0.5") == []
     assert said("rule=asgd") == []
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -75,6 +76,33 @@ def test_every_stop_goes_on_to_the_same_bits(
     assert [r["after_push"] for r in resumed] == [push]
 
 
+def test_the_workers_statistics_are_the_same_after_a_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An evaluation sees the vectors that the workers hold, pulled before the stop."""
+    keys = [*CELL, "task.statistics=workers"]
+    expected = quiet(torture.config(keys, tmp_path / "whole"))
+    with monkeypatch.context() as patched:
+        stop_at(15, patched)  # the next push ends an epoch
+        quiet(torture.config(keys, tmp_path / "run"))
+    assert list(torture.differences(quiet(torture.config(keys, tmp_path / "run")), expected)) == []
+
+
+@pytest.mark.parametrize("push", [1, 5])
+def test_backups_still_at_zero_survive_a_stop(
+    push: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cell(name: str) -> DictConfig:
+        keys = ["backup=push_from_zero", "schedule=paper_cluster", "schedule.request_share=0.5"]
+        return torture.config([*CELL, *keys, "rule.lam0=0.2"], tmp_path / name)
+
+    expected = quiet(cell("whole"))
+    with monkeypatch.context() as patched:
+        stop_at(push, patched)
+        quiet(cell("run"))
+    assert list(torture.differences(quiet(cell("run")), expected)) == []
+
+
 def test_a_finished_run_is_left_alone(whole: Path) -> None:
     before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in whole.rglob("*") if p.is_file()}
     said: list[str] = []
@@ -126,6 +154,20 @@ def test_another_config_is_refused_by_its_difference(
 def test_keys_that_change_no_number_may_differ(whole: Path) -> None:
     cfg = OmegaConf.merge(torture.config(CELL, whole), {"checkpoint": {"every_s": 9}, "exp": "x"})
     assert quiet(cfg) == whole
+
+
+def test_a_key_that_came_later_and_is_null_leaves_a_run_what_it_was(
+    whole: Path, tmp_path: Path
+) -> None:
+    older = tmp_path / "older"
+    shutil.copytree(whole, older)
+    lines = (older / "config.yaml").read_text().splitlines(keepends=True)
+    kept = [line for line in lines if line.strip() != "statistics: null"]
+    assert len(kept) == len(lines) - 1
+    (older / "config.yaml").write_text("".join(kept))
+    assert quiet(torture.config(CELL, older)) == older
+    with pytest.raises(BadInput, match=r"task\.statistics=None \(now workers\)"):
+        quiet(torture.config([*CELL, "task.statistics=workers"], older))
 
 
 def interrupted(place: Path, monkeypatch: pytest.MonkeyPatch, push: int = 20) -> DictConfig:

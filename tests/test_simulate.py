@@ -220,6 +220,36 @@ def test_backup_after_own_push_drifts_further_than_backup_at_pull() -> None:
     }
 
 
+def test_backups_from_zero_follow_the_hand_computed_steps() -> None:
+    # f = w^2 / 2 from w_0 = 1, lr 1/4, lambda 1; until its first push a worker's backup is 0.
+    # push of 0: g = 1, drift 1 - 0, g~ = 2: w = 1/2, which is 0's backup from now on
+    # push of 1: g = 1, drift 1/2 - 0, g~ = 3/2: w = 1/8, which worker 0 pulls
+    # push of 0: g = 1/8, drift 1/8 - 1/2 = -3/8, g~ = 1/8 - 3/512: w = 1/8 - (1/8 - 3/512) / 4
+    server = Server(DCASGDc(lam=1.0), torch.ones(1, dtype=torch.float64), 2, "push_from_zero")
+    task = Quadratic(curvature=(1.0,)).on(CPU)
+    seen = []
+    for step in simulate(task, server, messages("0 1 >0 >1 0 1 >0"), lambda t: 0.25):
+        seen.append((server.w.item(), step.dc_ratio.item(), step.gap_norm.item()))
+    assert seen == [(0.5, 1.0, 1.0), (0.125, 0.5, 0.5), (0.125 - 61 / 2048, 3 / 64, 0.375)]
+
+
+@pytest.mark.parametrize("rule", COMPENSATING, ids=repr)
+def test_from_zero_only_first_pushes_differ_where_pulls_ride_on_pushes(rule: Rule) -> None:
+    """One worker: the first gap is ||w_0||, and from then on it is sequential SGD."""
+    task, w0, log = Regression(), start(), gamma(1, 20)
+    server = Server(rule, w0, 1, "push_from_zero")
+    steps = simulate(task, server, log, lambda t: 0.1)
+    first = next(steps)
+    assert first.gap_norm.item() == w0.norm().item()
+    assert first.dc_ratio.item() > 0
+    plain = Server(ASGD(), server.w, 1)
+    plain.batches = [1]
+    rest = [(s.gap_norm.item(), s.dc_ratio.item()) for s in steps]
+    last(simulate(task, plain, log[2:], lambda t: 0.1), plain)
+    assert rest == [(0.0, 0.0)] * 19
+    assert torch.equal(server.w, plain.w)
+
+
 def test_the_backup_of_a_looking_ahead_rule_is_what_was_sent() -> None:
     class Ahead(DCASGDc):
         def sends(self, w: torch.Tensor, state: object, worker: int) -> torch.Tensor:

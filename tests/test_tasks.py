@@ -1,4 +1,4 @@
-"""Tasks: gradients against autograd and finite differences, evaluation as a function of w alone."""
+"""Tasks: gradients against autograd and finite differences, evaluation against a second way."""
 
 import copy
 
@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
+from dcasgd_repro import tasks
 from dcasgd_repro.data.images import Images, Synthetic
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.models import ResNet
@@ -65,15 +66,15 @@ def test_gradient_and_evaluate_leave_no_trace() -> None:
     w, batch = task.initial(0), task.batch(0, 0)
     kept, first = w.clone(), task.gradient(w, batch)
     state = copy.deepcopy(task.module.state_dict())
-    measured = task.evaluate(w)
+    measured = task.evaluate(w, [])
     for k in range(3):
         task.gradient(torch.randn_like(w), task.batch(1, k))
-        task.evaluate(torch.randn_like(w))
+        task.evaluate(torch.randn_like(w), [])
     assert torch.equal(w, kept)
     assert all(torch.equal(v, task.module.state_dict()[k]) for k, v in state.items())
     assert all(isinstance(p, nn.Parameter) for p in task.module.parameters())
     assert all(torch.equal(a, b) for a, b in zip(first, task.gradient(w, batch), strict=True))
-    assert task.evaluate(w) == measured
+    assert task.evaluate(w, []) == measured
 
 
 def test_one_worker_trains_as_torch_sgd_does_to_the_bit() -> None:
@@ -129,7 +130,7 @@ def test_evaluate_against_a_second_implementation() -> None:
         train = module(images[:40]).argmax(1).ne(labels[:40]).double().mean().item()
         (tests,) = task.images.test_chunks(size=64)
         logits = module(tests.images)
-    found = task.evaluate(w)
+    found = task.evaluate(w, [])
     assert found["train_error"] == pytest.approx(train, abs=1e-15)
     assert found["test_error"] == pytest.approx(
         logits.argmax(1).ne(tests.labels).double().mean().item(), abs=1e-15
@@ -147,7 +148,7 @@ def test_evaluate_in_several_chunks_is_evaluate_in_one(monkeypatch: pytest.Monke
         monkeypatch.setattr(
             task.images, "train_chunks", lambda n, s=size: _chunks(task, "_train", s, n)
         )
-        found = task.evaluate(w)
+        found = task.evaluate(w, [])
         assert whole is None or found == pytest.approx(whole, rel=1e-12)
         whole = found
 
@@ -160,10 +161,76 @@ def _chunks(task: Classifier, split: str, size: int, count: int | None = None) -
 
 def test_batchnorm_statistics_are_a_plain_average_over_the_chunks() -> None:
     task = classifier(stats_images=128)
-    task.evaluate(task.initial(1))
+    task.evaluate(task.initial(1), [])
     first = next(m for m in task.evaluated.modules() if isinstance(m, nn.BatchNorm2d))
     assert first.momentum is None
     assert first.num_batches_tracked.item() == 1
+
+
+def separately(
+    vectors: list[torch.Tensor], shares: list[torch.Tensor], task: Classifier, w: torch.Tensor
+) -> float:
+    """Test loss at w, each normalisation's statistics averaged by hand over networks of their own.
+
+    The moments come from hooks on the inputs of the normalisations, not from BatchNorm's buffers.
+    """
+    gathered: list[list[tuple[torch.Tensor, torch.Tensor]]] = []
+    for vector, images in zip(vectors, shares, strict=True):
+        module = ResNet(depth=8, width=2).build().double().train()
+        vector_to_parameters(vector.clone(), module.parameters())
+        moments: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+        def note(part: object, inputs: tuple[torch.Tensor], to: list = moments) -> None:
+            to.append((inputs[0].mean((0, 2, 3)), inputs[0].var((0, 2, 3))))
+
+        for part in module.modules():
+            if isinstance(part, nn.BatchNorm2d):
+                part.register_forward_pre_hook(note)
+        with torch.no_grad():
+            module(images)
+        gathered.append(moments)
+    module = ResNet(depth=8, width=2).build().double()
+    vector_to_parameters(w.clone(), module.parameters())
+    norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
+    for k, norm in enumerate(norms):
+        norm.running_mean.copy_(sum(moments[k][0] for moments in gathered) / len(gathered))
+        norm.running_var.copy_(sum(moments[k][1] for moments in gathered) / len(gathered))
+    (tests,) = task.images.test_chunks(size=64)
+    with torch.no_grad():
+        return F.cross_entropy(module.eval()(tests.images), tests.labels).item()
+
+
+@pytest.mark.parametrize("lagging", [False, True])
+def test_statistics_of_the_workers_against_a_second_implementation(lagging: bool) -> None:
+    task = classifier(stats_images=98, statistics="workers", workers=4)  # shares of 24; 2 sit out
+    w = task.initial(1)
+    sent = [task.initial(m) if lagging else w for m in range(4)]
+    images, _ = next(iter(task.images.train_chunks(96, size=96)))
+    expected = separately(sent, list(images.split(24)), task, w)
+    assert task.evaluate(w, sent)["test_loss"] == pytest.approx(expected, rel=1e-12)
+    plain = classifier(stats_images=98, workers=4).evaluate(w, sent)["test_loss"]
+    assert plain != pytest.approx(expected, rel=1e-6)
+
+
+def test_one_worker_that_holds_w_has_the_statistics_of_w_alone() -> None:
+    one = classifier(statistics="workers", workers=1, stats_images=96)
+    w = one.initial(1)
+    assert one.evaluate(w, [w]) == classifier(workers=1, stats_images=96).evaluate(w, [])
+
+
+def test_a_large_share_is_taken_in_equal_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "CHUNK", 20)
+    task = classifier(statistics="workers", stats_images=100)  # two shares of 48: three 16s each
+    w, other = task.initial(1), task.initial(2)
+    images, _ = next(iter(task.images.train_chunks(96, size=96)))
+    expected = separately([w] * 3 + [other] * 3, list(images.split(16)), task, w)
+    assert task.evaluate(w, [w, other])["test_loss"] == pytest.approx(expected, rel=1e-12)
+
+
+def test_by_default_what_the_workers_hold_does_not_matter() -> None:
+    task = classifier(torch.float32)
+    w = task.initial(1)
+    assert task.evaluate(w, [task.initial(2)] * 2) == task.evaluate(w, [])
 
 
 def test_initial_depends_on_its_seed_alone() -> None:
@@ -201,6 +268,8 @@ def test_quadratic() -> None:
         (lambda: Classification(ResNet(), DATA, weight_decay=float("nan")), "weight_decay"),
         (lambda: Classification(ResNet(), DATA, stats_images=0), "stats_images"),
         (lambda: Classification(ResNet(), DATA, train_images=1.5), "train_images"),
+        (lambda: Classification(ResNet(), DATA, statistics="server"), "statistics"),
+        (lambda: classifier(workers=4, stats_images=3, statistics="workers"), "stats_images"),
     ],
 )
 def test_refusals(make: object, key: str) -> None:
