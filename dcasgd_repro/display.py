@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
@@ -90,8 +90,8 @@ class LiveTable(_Watched):
         self.running = list(running)
         self.live.update(self.table(), refresh=True)
 
-    def table(self) -> Table:
-        table = Table(title=self.title(), title_justify="left", box=None, pad_edge=False)
+    def table(self) -> Group:
+        table = Table(box=None, pad_edge=False)
         seeds = sorted({job.seed for job in self.jobs})
         table.add_column("cell")
         for seed in seeds:
@@ -101,7 +101,7 @@ class LiveTable(_Watched):
         for name in dict.fromkeys(job.cell.name for job in self.jobs):
             shown = [short(job, job.path in under_way) for seed in seeds if (job := at[name, seed])]
             table.add_row(name, *shown)
-        return table
+        return Group(table, self.title())
 
 
 def display(jobs: Sequence[Job], study: str) -> Display:

@@ -141,7 +141,7 @@ def _read(folder: Path, content: Any) -> Study:
     claims = tuple(
         _claim(line, point)
         for line in content.get("claims") or []
-        for point in (points if "{" in str(line) else [{}])
+        for point in (points if any("{" in str(v) for v in line.values()) else [{}])
     )
     known = {cell.name for cell in cells}
     if len(known) < len(cells):
