@@ -96,14 +96,15 @@ def jobs_of(study: Study, scale: str, seeds: int, extra: Sequence[str] = ()) -> 
         if key.split(".")[0] not in (*MEANS, "data", "checkpoint"):
             remedy = "would make it another study: copy its folder, change the grid, and name that"
             raise BadInput(key, value, remedy)
-    jobs = []
     with initialize_config_module("dcasgd_repro.conf", version_base="1.3"):
-        for seed in range(seeds):
-            for cell in study.cells:
-                chosen = (f"scale={scale}", *cell.overrides, f"seed={seed}", *extra)
-                cfg = compose("config", overrides=list(chosen))
-                path = CELLS / identity(cfg)[:16]
-                jobs.append(Job(cell, seed, chosen, length_of(cfg).pushes, path))
+        chosen = [(cell, (f"scale={scale}", *cell.overrides, *extra)) for cell in study.cells]
+        configs = [compose("config", overrides=list(words)) for _, words in chosen]
+    jobs = []
+    for seed in range(seeds):
+        for (cell, words), cfg in zip(chosen, configs, strict=True):
+            cfg.seed = seed
+            path = CELLS / identity(cfg)[:16]
+            jobs.append(Job(cell, seed, (*words, f"seed={seed}"), length_of(cfg).pushes, path))
     return jobs
 
 

@@ -1,0 +1,197 @@
+"""Studies: what their grids say, what refuses to be one, and what makes two runs the same."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from dcasgd_repro import study as studies
+from dcasgd_repro.config import length_of
+from dcasgd_repro.errors import BadInput
+from dcasgd_repro.reproduce import CELLS, jobs_of
+from dcasgd_repro.study import identity, names, study
+
+ROOT = Path(__file__).parents[1]
+KEPT = sorted((ROOT / "results").glob("*/*/runs/*"))
+
+
+def grid(folder: Path, content: object) -> str:
+    folder.mkdir(exist_ok=True)
+    (folder / "grid.yaml").write_text(content if isinstance(content, str) else yaml.dump(content, sort_keys=False))
+    return str(folder)
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_cell_composes_and_is_a_run_of_its_own(name: str) -> None:
+    chosen = study(name)
+    jobs = jobs_of(chosen, "laptop", 1)
+    assert [job.cell for job in jobs] == list(chosen.cells)
+    assert len({job.path for job in jobs}) == len(jobs)  # no cell twice under two names
+    assert (chosen.folder / "claim.md").read_text().startswith("# ")
+    known = {cell.name for cell in chosen.cells}
+    assert set(chosen.paper.index) <= known
+    assert set(chosen.curves["cell"]) <= known
+
+
+def test_a_grid_is_expanded_over_its_axes(tmp_path: Path) -> None:
+    made = study(
+        grid(
+            tmp_path / "mine",
+            {
+                "title": "t",
+                "for": {"M": [2, 4], "L": [0.5]},
+                "cells": {"sgd": "+exp=cifar_sgd", "dc-{M}-{L}": "workers={M} rule.lam0={L}"},
+                "claims": [
+                    {"lower": "dc-{M}-{L}", "higher": "sgd", "paper": None},
+                    {"lower": "sgd", "higher": "dc-2-0.5", "paper": 1},
+                    {"cell": "sgd", "paper": 3, "within": 0.1},
+                ],
+            },
+        )
+    )
+    assert [(c.name, c.overrides) for c in made.cells] == [
+        ("sgd", ("+exp=cifar_sgd",)),
+        ("dc-2-0.5", ("workers=2", "rule.lam0=0.5")),
+        ("dc-4-0.5", ("workers=4", "rule.lam0=0.5")),
+    ]
+    told = ["dc-2-0.5 < sgd", "dc-4-0.5 < sgd", "sgd < dc-2-0.5", "sgd within 10% of 3"]
+    assert [str(claim) for claim in made.claims] == told
+    assert made.name == made.runs_of == "mine"
+
+
+def test_the_beginning_of_a_name_is_enough() -> None:
+    assert study("table1").name == "table1_cifar10"
+    with pytest.raises(BadInput, match=r"^study=fig: no such study; choose fig2_epochs, fig3_"):
+        study("fig")
+    with pytest.raises(BadInput, match=r"^study=nope: no such study; choose .*table1_cifar10"):
+        study("nope")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ({"cells": {}}, "give a title and cells"),
+        ({"title": "t", "cells": {}, "celsl": {}}, "give a title and cells"),
+        ({"title": "t"}, "give cells, or runs_of"),
+        ({"title": "t", "cells": {"a": "x=1"}, "runs_of": "table1"}, "give cells, or runs_of"),
+        ({"title": "t", "cells": {"a-{M}": ""}, "for": {"M": [1, 1]}}, "two cells have one name"),
+        (
+            {
+                "title": "t",
+                "cells": {"a": ""},
+                "claims": [{"lower": "a", "higher": "b", "paper": 1}],
+            },
+            "a claim names b, which is no cell",
+        ),
+        ({"title": "t", "cells": {"a": ""}, "claims": [{"lower": "a"}]}, "KeyError: 'paper'"),
+        ({"title": "t", "cells": {"a-{K}": ""}, "for": {"M": [1]}}, "KeyError: 'K'"),
+        ({"title": "t", "cells": ["a"]}, "AttributeError"),
+        ("title: [", "not readable"),
+        ("", "give a title and cells"),
+    ],
+)
+def test_a_grid_that_is_none_is_refused_in_one_line(
+    tmp_path: Path, content: object, told: str
+) -> None:
+    with pytest.raises(BadInput) as refused:
+        study(grid(tmp_path / "bad", content))
+    assert told in str(refused.value)
+    assert str(refused.value).startswith("study=")
+    assert "\n" not in str(refused.value)
+
+
+def identity_of(*overrides: str) -> str:
+    with initialize_config_module("dcasgd_repro.conf", version_base="1.3"):
+        return identity(compose("config", overrides=["scale=laptop", *overrides]))
+
+
+def test_a_run_is_the_same_whatever_computes_it_and_another_with_another_number() -> None:
+    same = identity_of("+exp=cifar_dc")
+    for means in (
+        "engine=waves",
+        "threads=7",
+        "device=cuda",
+        "fused=true",
+        "run_dir=x",
+        "log_every=9",
+    ):
+        assert identity_of("+exp=cifar_dc", means) == same
+    assert identity_of("+exp=cifar_dc", "rule.lam0=2") == same  # written 2.0 in conf/
+    assert identity_of("+exp=cifar_dc", "+task.later=null") == same  # a key to come
+    others = [
+        "seed=1",
+        "rule.lam0=2.5",
+        "backup=push",
+        "eval_every=2",
+        "workers=4",
+        "augment=false",
+    ]
+    found = {identity_of("+exp=cifar_dc", other) for other in others}
+    assert len(found | {same}) == len(others) + 1
+
+
+def test_cells_of_two_studies_share_their_run() -> None:
+    at = {job.name: job.path for job in jobs_of(study("table1"), "laptop", 1)}
+    tax = {job.name: job.path for job in jobs_of(study("staleness"), "laptop", 1)}
+    assert at["dcasgd_a-8-seed0"] == tax["dcasgd_a-8-seed0"]
+    assert at["asgd-8-seed0"].parent == CELLS
+
+
+@pytest.mark.parametrize("word", ["epochs=2", "rule.lam0=3", "seed=4", "scale=paper"])
+def test_a_number_of_the_study_cannot_be_changed_in_passing(word: str) -> None:
+    with pytest.raises(BadInput, match=r"would make it another study: copy its folder"):
+        jobs_of(study("table1"), "laptop", 1, [word])
+
+
+def test_means_can() -> None:
+    jobs = jobs_of(study("table1"), "laptop", 1, ["threads=1", "engine=plain", "data.root=x"])
+    assert [job.path for job in jobs] == [j.path for j in jobs_of(study("table1"), "laptop", 1)]
+    assert jobs[0].overrides[-4:] == ("threads=1", "engine=plain", "data.root=x", "seed=0")
+    assert jobs[0].pushes == 6400
+
+
+def test_the_run_that_is_named_is_the_run_that_is_trained() -> None:
+    job = jobs_of(study("table1"), "smoke", 1)[0]
+    with initialize_config_module("dcasgd_repro.conf", version_base="1.3"):
+        cfg = compose("config", overrides=list(job.overrides))
+    assert length_of(cfg).pushes == job.pushes == 128
+    assert job.path.name == identity(cfg)[:16]
+
+
+@pytest.mark.parametrize("scale", sorted({path.parts[-3] for path in KEPT}))
+def test_kept_runs_are_their_cells_own(scale: str) -> None:
+    kept = [path for path in KEPT if path.parts[-3] == scale]
+    jobs = {
+        (name, job.name): job.path.name
+        for name in {path.parts[-4] for path in kept}
+        for job in jobs_of(study(name), scale, 1 + max(int(p.name[-1]) for p in kept))
+    }
+    for path in kept:
+        of_config = identity(OmegaConf.load(path / "config.yaml"))[:16]
+        assert of_config == jobs[path.parts[-4], path.name], path
+
+
+def test_every_claim_was_written_before_its_runs() -> None:
+    asked = {}
+    for path in KEPT:
+        origin = yaml.safe_load((path / "provenance.json").read_text())
+        assert origin["git_dirty"] is False, path
+        asked[origin["git_commit"], path.parts[-4]] = path
+    for (commit, name), path in asked.items():
+        at = f"{commit}:experiments/{name}/claim.md"
+        if git("cat-file", "-e", commit):
+            pytest.skip("a shallow clone: its history is not there")
+        assert not git("cat-file", "-e", at), f"{path} was made before {at}"
+
+
+def git(*words: str) -> int:
+    return subprocess.run(["git", "-C", ROOT, *words], capture_output=True, check=False).returncode
+
+
+def test_a_study_folder_may_stand_anywhere(tmp_path: Path) -> None:
+    name = grid(tmp_path / "mine", {"title": "t", "cells": {"a": "+exp=cifar_dc"}})
+    assert study(name).folder == (tmp_path / "mine").resolve()
+    assert studies.FOLDER == ROOT / "experiments"
