@@ -1,4 +1,4 @@
-"""The command line: ``dcasgd-repro {train, schedule, data, report, bench}``.
+"""The command line: ``dcasgd-repro {train, schedule, reproduce, report, verify, data, bench}``.
 
 The sub-command is taken off ``sys.argv``; for train and schedule Hydra owns the rest. Nothing
 heavy is imported before it is needed, so that help answers at once.
@@ -24,6 +24,10 @@ CONF = Path(__file__).parent / "conf"
 if not CONF.exists():  # an editable install: conf/ stands beside the package
     CONF = Path(__file__).parents[1] / "conf"
 
+RESULTS = Path("results")
+
+COMMANDS = "train, schedule, reproduce, report, verify, data or bench"
+
 HELP = """\
 dcasgd-repro: asynchronous SGD with delay compensation, simulated on one device
 
@@ -31,8 +35,10 @@ usage: dcasgd-repro COMMAND [...]
 
   train      run one experiment, or a sweep of them
   schedule   draw a schedule of asynchronous workers: its delays, histogram and log
+  reproduce  run a table or figure of the paper, or what it still lacks
+  report     tables and figures from finished runs, beside the paper's
+  verify     make the start of a committed run again and compare
   data       fetch, verify or find CIFAR-10
-  report     tables and figures from finished runs
   bench      what a simulated worker costs on this device
 
 dcasgd-repro COMMAND --help says more. Start with
@@ -145,10 +151,12 @@ def dispatch(command: str, rest: list[str]) -> int:
         return report(rest)
     elif command == "reproduce":
         return reproduce(rest)
+    elif command == "verify":
+        return verify(rest)
     elif command == "bench":
         return bench(rest)
     else:
-        return told(f"{command}: no such command; choose train, schedule, data, report or bench", 2)
+        return told(f"{command}: no such command; choose {COMMANDS}", 2)
     return 0
 
 
@@ -377,13 +385,13 @@ def report(arguments: list[str]) -> int:
     if places and all(place.is_dir() for place in places):
         print(reports.comparison(places, given.out))
         return 0
-    from dcasgd_repro import evidence
+    from dcasgd_repro import results
 
     if given.out is not None:
         raise BadInput("--out", given.out, "a study's report goes to results/; leave it out")
-    print(evidence.all_of(given.runs, Path("results")))
+    print(results.all_of(given.runs, RESULTS))
     if given.readme is not None:
-        evidence.into(given.readme, Path("results"))
+        results.into(given.readme, RESULTS)
     return 0
 
 
@@ -405,7 +413,7 @@ def reproduce(arguments: list[str]) -> int:
     import torch
     from hydra.errors import HydraException
 
-    from dcasgd_repro import evidence, launchers
+    from dcasgd_repro import launchers, results
     from dcasgd_repro import reproduce as reproductions
     from dcasgd_repro.display import display
     from dcasgd_repro.study import study
@@ -417,10 +425,7 @@ def reproduce(arguments: list[str]) -> int:
     seeds = whole("seeds", given.pop("seeds", "3"))
     at_a_time = whole("jobs", given.pop("jobs", str(1 if cuda else os.cpu_count() or 1)))
     name = given.pop("launcher", "local")
-    options = {
-        key: {k.split(".", 1)[1]: given.pop(k) for k in list(given) if k.startswith(f"{key}.")}
-        for key in ("slurm", "ray")
-    }
+    options = {k.partition(".")[2]: given.pop(k) for k in list(given) if k.startswith(f"{name}.")}
     extra = [f"{key}={value}" for key, value in given.items()]
     if name == "local" and at_a_time > 1 and "threads" not in given and not cuda:
         extra.append("threads=1")  # side by side, each is fastest on a core of its own
@@ -432,19 +437,31 @@ def reproduce(arguments: list[str]) -> int:
         rate = lambda: reproductions.seconds_per_push(scale)  # noqa: E731
         print(reproductions.plan(jobs, at_a_time, rate))
         return 0
-    launcher = launchers.launcher(name, options.get(name, {}))
-    results = Path("results")
+    launcher = launchers.launcher(name, options)
     try:
         failed = reproductions.run(jobs, at_a_time, launcher, display(jobs, chosen.name))
     except KeyboardInterrupt:
         again = " ".join(["dcasgd-repro reproduce", *arguments])
         return told(f"interrupted; every run goes on from its checkpoint with: {again}", 130)
-    reproductions.keep(jobs, results / chosen.runs_of / scale / "runs")
-    print(evidence.write(chosen, scale, results))
-    evidence.overview(results)
+    reproductions.keep(jobs, RESULTS / chosen.runs_of / scale / "runs")
+    print(results.write(chosen, scale, RESULTS))
+    results.overview(RESULTS)
     for job in failed:
         print(f"failed    {job.name}: {job.last_line()}", file=sys.stderr)
     return int(bool(failed))
+
+
+def verify(arguments: list[str]) -> int:
+    parser = Parser("dcasgd-repro verify", description=VERIFY_HELP)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a kept run's folder")
+    given = parser.parse_args(arguments)
+
+    from dcasgd_repro.verify import verify as verified
+
+    results = [verified(path) for path in given.runs]
+    for line, _ in results:
+        print(line)
+    return int(not all(equal for _, equal in results))
 
 
 def whole(key: str, text: str) -> int:

@@ -5,24 +5,14 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
-if TYPE_CHECKING:
-    from dcasgd_repro.reproduce import Job
+from dcasgd_repro.reproduce import ENDED, Display, Job
 
 EVERY_S = 60.0  # between lines of progress in a file
-
-
-class Display(Protocol):
-    def __enter__(self) -> Any: ...
-    def __exit__(self, *error: object) -> Any: ...
-    def begun(self, job: Job) -> None: ...
-    def ended(self, job: Job) -> None: ...
-    def show(self, running: Sequence[Job]) -> None: ...
 
 
 class _Watched:
@@ -40,7 +30,7 @@ class _Watched:
 
     def title(self) -> str:
         here, total = self.pushes(), sum(job.pushes for job in self.runs)
-        whole = sum(done(job) == job.pushes for job in self.runs)
+        whole = sum(job.status in ENDED for job in self.runs)
         rate = (here - self.begun_with) / max(time.monotonic() - self.began_s, 1e-9)
         left = f"{clock((total - here) / rate)} left" if rate else "no push yet"
         return f"{self.study}: {whole} of {len(self.runs)} runs, {here / total:.0%}, {left}"
@@ -60,7 +50,8 @@ class Lines(_Watched):
         say(f"begun     {job.name}")
 
     def ended(self, job: Job) -> None:
-        say(f"{job.status:9} {job.name}: {outcome(job)}")
+        word = job.status if job.status in ENDED else "failed"
+        say(f"{word:9} {job.name}: {outcome(job)}")
 
     def show(self, running: Sequence[Job]) -> None:
         if time.monotonic() - self.told_s >= EVERY_S:
@@ -111,7 +102,7 @@ def display(jobs: Sequence[Job], study: str) -> Display:
 
 def done(job: Job) -> int:
     """Pushes that need not be made any more."""
-    return job.pushes if job.status in ("finished", "diverged") else min(job.done(), job.pushes)
+    return job.pushes if job.status in ENDED else min(job.done(), job.pushes)
 
 
 def short(job: Job, under_way: bool) -> str:

@@ -10,8 +10,9 @@ readings the claims' paired differences, and how large the correction was
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,12 +21,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, ScalarFormatter
 
 from dcasgd_repro.errors import BadInput
+from dcasgd_repro.evidence import Evidence
 from dcasgd_repro.report import OTHERS, RULES, Run
 
-if TYPE_CHECKING:
-    from dcasgd_repro.evidence import Evidence
-
-PAPER_EPOCHS, PAPER_SGD_S = 160, 5336  # of its CIFAR-10 runs
+BLUE = "#0072B2"
+LAMBDAS = ["#D55E00", "#56B4E9", "#009E73", "#0072B2", "#CC79A7", "#E69F00"]
 MARKERS = {"sgd": "s", "asgd": "v", "ssgd": "D", "dcasgd_c": "^", "dcasgd_a": "o"}
 
 
@@ -86,7 +86,7 @@ def readings(here: Evidence) -> Figure:
     forest(here, claims)
     for row, f in enumerate(here.found):
         if f.dc_ratio > 0:
-            ratios.plot([f.dc_ratio], [row], "o", color="#0072B2", markersize=5)
+            ratios.plot([f.dc_ratio], [row], "o", color=BLUE, markersize=5)
     ratios.set_xscale("log")
     if here.study.least_dc_ratio:
         ratios.axvline(here.study.least_dc_ratio, color="black", linestyle="--", linewidth=1)
@@ -103,7 +103,7 @@ def forest(here: Evidence, axes: Axes) -> None:
     widest = 1.1 * (max(ends) + (float(np.median(halves)) if halves else 0.0))
     for row, f in enumerate(here.found):
         d = f.difference
-        colour = {"reproduced": "#0072B2", "not reproduced": "#D55E00"}.get(f.verdict, "#666666")
+        colour = {"reproduced": BLUE, "not reproduced": "#D55E00"}.get(f.verdict, "#666666")
         if d.n:
             axes.plot([d.mean], [row], "o", color=colour, markersize=5)
         if d.n > 1:
@@ -123,96 +123,88 @@ def forest(here: Evidence, axes: Axes) -> None:
 
 
 def curves(here: Evidence, x: str) -> Figure:
-    """Test and training error, M by M, mean over seeds with their range; the paper's behind."""
-    workers = sorted({r.summary["workers"] for r in here.all_runs if r.summary["workers"] > 1})
+    """Test and training error, M by M, mean over seeds with their range; the paper's behind.
+
+    Away from the paper's scale both are drawn against the part of the run that has passed: of its
+    epochs, or of the time that sequential SGD takes.
+    """
+    several = {r.summary["workers"] for r in here.all_runs if r.summary["workers"] > 1}
+    workers = sorted(several) or [1]
     figure = Figure(figsize=(5.2 * len(workers), 7.4), layout="constrained")
     axes = figure.subplots(2, len(workers), sharex=True, sharey="row", squeeze=False)
-    paper_scale = here.scale == "paper"
-    own_sgd_s = np.mean(list(here.values("sgd", "simulated_s").values()) or [np.nan])
-    at_paper = {"epoch": ("epoch", PAPER_EPOCHS), "simulated_s": ("seconds", PAPER_SGD_S)}[x]
+    their_x, their_whole = {"epoch": ("epoch", 160), "simulated_s": ("seconds", 5336)}[x]
+    absolute = here.scale == "paper"
+    wholes = [
+        run.summary["epochs" if x == "epoch" else "simulated_s"]
+        for run in here.all_runs
+        if x == "epoch" or run.kind == "sgd"
+    ]
+    whole = max(wholes, default=1.0)
     for column, m in enumerate(workers):
         for row, split in enumerate(("test", "train")):
             panel: Axes = axes[row][column]
             for cell, runs in here.runs.items():
                 if not runs or runs[0].summary["workers"] not in (1, m):
                     continue
-                whole = runs[0].summary["epochs"] if x == "epoch" else own_sgd_s
-                per = 1.0 if paper_scale else whole
-                band(panel, runs, f"{split}_error", x, per)
-                theirs = here.study.curves
-                theirs = theirs[
-                    (theirs.cell == cell) & (theirs.workers == m) & (theirs.split == split)
-                ]
-                there = theirs[at_paper[0]] / (1.0 if paper_scale else at_paper[1])
-                colour, _ = look(runs)
-                panel.plot(there, 100 * theirs["error"], color=colour, linewidth=0.6, alpha=0.55)
+                band(panel, runs, f"{split}_error", x, 1.0 if absolute else whole)
+                paper = here.study.curves
+                paper = paper[(paper["cell"] == cell) & (paper["split"] == split)]
+                paper = paper[paper["workers"] == m]
+                at = paper[their_x] / (1.0 if absolute else their_whole)
+                thin(panel, at, paper["error"], look(runs)[0])
             panel.set_title(f"{split} error, M = {m}", fontsize=10)
             plain(panel)
-        names = {"epoch": "epochs of effective passes", "simulated_s": "simulated seconds"}
-        parts = {
-            "epoch": "part of the run's epochs",
-            "simulated_s": "time, as part of sequential SGD's",
-        }
-        axes[1][column].set_xlabel((names if paper_scale else parts)[x])
-    axes[0][0].set_ylabel("error (%)")
-    axes[1][0].set_ylabel("error (%)")
+        words = ("epochs of effective passes", "part of the run's epochs")
+        if x == "simulated_s":
+            words = ("simulated seconds", "time, as part of sequential SGD's")
+        axes[1][column].set_xlabel(words[0] if absolute else words[1])
+    for row in (0, 1):
+        axes[row][0].set_ylabel("error (%)")
     axes[0][0].plot([], [], color="#888888", linewidth=0.6, label="thin: the paper's runs")
     axes[0][0].legend(frameon=False, fontsize=8)
     return figure
 
 
 def sensitivity(here: Evidence) -> Figure:
-    """Left: test error against epochs by lambda_0. Right: the last-10 error against lambda_0."""
+    """Left: test error against epochs by lambda_0. Right: the last-10 error against lambda_0.
+
+    A cell is called ``lambda-VALUE``; the dashed line is sequential SGD, where a cell has it.
+    """
     figure = Figure(figsize=(10.5, 4.4), layout="constrained")
     by_epoch, by_lambda = figure.subplots(1, 2)
-    paper_scale = here.scale == "paper"
-    points, theirs = [], []
-    shades = dict(
-        zip(
-            [c for c in here.runs if c != "sgd"],
-            OTHERS[1:2] + OTHERS[3:6] + OTHERS[:1] + OTHERS[6:],
-            strict=False,
-        )
-    )
-    for cell, runs in here.runs.items():
+    absolute = here.scale == "paper"
+    cells = {name: float(name[7:]) for name in here.runs if name.startswith("lambda-")}
+    colours = dict(zip(cells, itertools.cycle(LAMBDAS)))
+    for name, runs in here.runs.items():
         if not runs:
             continue
-        colour = shades.get(cell, "#000000")
-        per = 1.0 if paper_scale else runs[0].summary["epochs"]
-        band(
-            by_epoch, runs, "test_error", "epoch", per, cell, colour, "-" if cell != "sgd" else "--"
-        )
-        there = here.study.curves[
-            (here.study.curves.cell == cell) & (here.study.curves.split == "test")
-        ]
-        at = there["epoch"] / (1.0 if paper_scale else PAPER_EPOCHS)
-        by_epoch.plot(at, 100 * there["error"], color=colour, linewidth=0.6, alpha=0.55)
-        values = list(here.values(cell, "last10").values())
-        if cell != "sgd":
-            points += [(float(cell.removeprefix("lambda-")), value) for value in values]
-            if cell in here.study.paper.index:
-                last10 = here.study.paper["last10_test_error_pct"][cell]
-                theirs.append((float(cell.removeprefix("lambda-")), last10))
-        elif values:
-            by_lambda.axhline(np.mean(values), color="black", linestyle="--", linewidth=1)
-            by_lambda.annotate("SGD", (0.99, np.mean(values)), xycoords=("axes fraction", "data"),
-                               ha="right", va="bottom", fontsize=8)  # fmt: skip
+        colour, dashes = (colours[name], "-") if name in cells else ("#000000", "--")
+        whole = 1.0 if absolute else runs[0].summary["epochs"]
+        band(by_epoch, runs, "test_error", "epoch", whole, name, colour, dashes)
+        paper = here.study.curves
+        paper = paper[(paper["cell"] == name) & (paper["split"] == "test")]
+        thin(by_epoch, paper["epoch"] / (1.0 if absolute else 160), paper["error"], colour)
+    points = [
+        (cells[name], value) for name in cells for value in here.values(name, "last10").values()
+    ]
     if points:
         frame = pd.DataFrame(points, columns=["lambda", "error"])
         means = frame.groupby("lambda")["error"].mean()
-        by_lambda.plot(
-            frame["lambda"], frame["error"], "o", color="#0072B2", alpha=0.5, markersize=5
+        by_lambda.plot(frame["lambda"], frame["error"], "o", color=BLUE, alpha=0.5, markersize=5)
+        by_lambda.plot(means.index, means, color=BLUE, linewidth=1.8, label="ours: seeds, mean")
+    key = "last10_test_error_pct"
+    if key in here.study.paper:
+        there = here.study.paper[here.study.paper.index.isin(list(cells))][key]
+        at = [cells[name] for name in there.index]
+        by_lambda.plot(at, there, color=BLUE, linewidth=0.6, label="thin: the paper's")
+    sgd = list(here.values("sgd", "last10").values()) if "sgd" in here.runs else []
+    if sgd:
+        by_lambda.axhline(
+            float(np.mean(sgd)), color="black", linestyle="--", linewidth=1, label="SGD"
         )
-        by_lambda.plot(
-            means.index, means, color="#0072B2", linewidth=1.8, label="ours: mean, seeds"
-        )
-    by_lambda.plot(
-        *zip(*theirs, strict=True), color="#0072B2", linewidth=0.6, label="thin: the paper's"
-    )
     by_lambda.set(xlabel="lambda_0", ylabel="test error, mean of the last ten (%)", ylim=(0, None))
-    by_epoch.set(
-        xlabel="epochs" if paper_scale else "part of the run's epochs", ylabel="test error (%)"
-    )
+    words = "epochs of effective passes" if absolute else "part of the run's epochs"
+    by_epoch.set(xlabel=words, ylabel="test error (%)")
     for axes in (by_epoch, by_lambda):
         axes.legend(frameon=False, fontsize=8)
     plain(by_epoch, by_lambda)
@@ -278,6 +270,11 @@ def band(
         axes.fill_between(at, values.min(0), values.max(0), color=colour, alpha=0.13, linewidth=0)
 
 
+def thin(axes: Axes, at: Any, errors: Any, colour: str) -> None:
+    """One of the paper's curves; errors in [0, 1]."""
+    axes.plot(at, 100 * errors, color=colour, linewidth=0.6, alpha=0.55)
+
+
 def look(runs: Sequence[Run]) -> tuple[str, str]:
     """Colour and marker of a cell's rule."""
     kind = runs[0].kind if runs else ""
@@ -288,6 +285,3 @@ def plain(*all_axes: Any) -> None:
     for axes in all_axes:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-
-
-__all__: Mapping[str, Any] | list[str] = ["draw"]

@@ -15,14 +15,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pandas as pd
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from dcasgd_repro.config import length_of
-from dcasgd_repro.display import Display
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.launchers import PYTHON, Handle, Launcher
 from dcasgd_repro.study import MEANS, Cell, Study, identity
@@ -83,6 +82,16 @@ class Job:
             if lines := [line for line in text.splitlines() if line.strip()]:
                 return lines[-1].strip()
         return "it said nothing"
+
+
+class Display(Protocol):
+    """What shows how the runs go, see display.py."""
+
+    def __enter__(self) -> Any: ...
+    def __exit__(self, *error: object) -> Any: ...
+    def begun(self, job: Job) -> None: ...
+    def ended(self, job: Job) -> None: ...
+    def show(self, running: Sequence[Job]) -> None: ...
 
 
 def jobs_of(study: Study, scale: str, seeds: int, extra: Sequence[str] = ()) -> list[Job]:
@@ -176,10 +185,10 @@ def keep(jobs: Sequence[Job], folder: Path) -> None:
         target.mkdir(parents=True, exist_ok=True)
         for name in ("config.yaml", "provenance.json", "summary.json"):
             shutil.copyfile(job.path / name, target / name)
-        lines = (job.path / "metrics.csv").read_text().splitlines(keepends=True)
-        column = lines[0].split(",").index("test_loss")
-        kept = [s for s in lines[1:] if s.split(",")[column] or int(s.split(",")[0]) <= VERIFIED]
-        (target / "metrics.csv").write_text("".join([lines[0], *kept]))
+        head, *lines = (job.path / "metrics.csv").read_text().splitlines()
+        column = head.split(",").index("test_loss")
+        kept = [s for s in lines if s.split(",")[column] or int(s.split(",")[0]) <= VERIFIED]
+        (target / "metrics.csv").write_text("\n".join([head, *kept, ""]))
 
 
 def plan(jobs: Sequence[Job], at_a_time: int, seconds: Callable[[], float | None]) -> str:

@@ -86,12 +86,13 @@ class Study:
     @cached_property
     def paper(self) -> pd.DataFrame:
         """The paper's numbers, a row for each cell that it has; empty where it has none."""
-        return _table(self.folder / "paper.csv").set_index("cell")
+        return _table(self.folder / "paper.csv", ["cell"]).set_index("cell")
 
     @cached_property
     def curves(self) -> pd.DataFrame:
         """The paper's digitised curves: cell, workers, split, epoch or seconds, error."""
-        return _table(self.folder / "curves.csv")
+        columns = ["cell", "workers", "split", "epoch", "seconds", "error"]
+        return _table(self.folder / "curves.csv", columns)
 
 
 def study(name: str) -> Study:
@@ -175,8 +176,8 @@ def _points(axes: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
         yield dict(zip(axes, values, strict=True))
 
 
-def _table(path: Path) -> pd.DataFrame:
-    return pd.read_csv(path) if path.exists() else pd.DataFrame({"cell": []})
+def _table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=columns)
 
 
 # A run is the same one whatever it is computed with; its provenance says with what.

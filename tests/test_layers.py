@@ -15,8 +15,9 @@ FLOORS = [
     {"simulate", "tasks", "optim", "config"},
     {"fast", "record", "checkpoint", "study"},
     {"experiment", "report", "bench"},
-    {"figures", "reproduce", "display"},
-    {"evidence"},
+    {"evidence", "reproduce"},
+    {"figures", "display", "verify"},
+    {"results"},
     {"cli"},
 ]
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
@@ -49,7 +50,7 @@ def test_imports_go_down(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["cli", "schedule", "report", "config", "data.fetch", "evidence", "reproduce"]
+    "module", ["cli", "schedule", "report", "config", "data.fetch", "results", "reproduce"]
 )
 def test_answers_without_torch(module: str) -> None:
     code = f"import sys, dcasgd_repro.{module}; sys.exit('torch' in sys.modules)"

@@ -20,7 +20,9 @@ KEPT = sorted((ROOT / "results").glob("*/*/runs/*"))
 
 def grid(folder: Path, content: object) -> str:
     folder.mkdir(exist_ok=True)
-    (folder / "grid.yaml").write_text(content if isinstance(content, str) else yaml.dump(content, sort_keys=False))
+    (folder / "grid.yaml").write_text(
+        content if isinstance(content, str) else yaml.dump(content, sort_keys=False)
+    )
     return str(folder)
 
 

@@ -1,0 +1,79 @@
+"""Makes the first pushes of a kept run again, and compares what was logged of them."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from dcasgd_repro import experiment, record
+from dcasgd_repro.device import set_device
+from dcasgd_repro.errors import BadInput
+from dcasgd_repro.reproduce import VERIFIED
+
+COMPARED = ("push", "update", "simulated_s", "lr", "train_loss", "delay_mean", "delay_max")
+COMPARED += ("dc_ratio", "gap_norm")
+HERE = ("torch", "device", "device_name", "threads")  # what bits may depend on
+
+
+def verify(path: Path) -> tuple[str, bool]:
+    """What a fresh run of the first 200 pushes gives, in words, and whether the rows are equal.
+
+    Equal means every digit that metrics.csv has. Where they are not, the words name the first push
+    that differs, by how much, and what is different here: another torch, device or number of
+    threads sums in another order. Raises BadInput where there is no kept run with such rows.
+    """
+    cfg, theirs = _kept(path)
+    last = int(theirs["push"].iloc[-1])
+    cfg.epochs = last * cfg.batch / cfg.images
+    # An evaluation closes a row's interval, so they stay where they were.
+    cfg.checkpoint.every_s = 1e9
+    with tempfile.TemporaryDirectory() as folder:
+        cfg.run_dir = folder
+        experiment.run(cfg, say=lambda line: None)
+        ours = pd.read_csv(Path(folder) / "metrics.csv", dtype=str)
+        here = record.environment(set_device(cfg))
+    theirs, ours = theirs[list(COMPARED)], ours[list(COMPARED)].head(len(theirs))
+    where = f"{path}: {last} pushes, {len(theirs)} rows of {len(COMPARED)} numbers"
+    if theirs.reset_index(drop=True).equals(ours.reset_index(drop=True)):
+        return f"{where}: all equal, digit for digit", True
+    differs = next(k for k in range(len(theirs)) if not theirs.iloc[k].equals(ours.iloc[k]))
+    was, now = theirs.iloc[differs], ours.iloc[differs]
+    keys = [key for key in COMPARED if was[key] != now[key]]
+    apart = max(abs(float(was[k]) - float(now[k])) / (abs(float(was[k])) or 1.0) for k in keys)
+    lines = [
+        f"{where}: they differ from push {was['push']} on",
+        f"there by at most {apart:.1e} of the value, in {', '.join(keys)}",
+        elsewhere(path, here) or "versions, device and threads are the run's own",
+    ]
+    return "; ".join(lines), False
+
+
+def elsewhere(path: Path, here: dict[str, Any]) -> str:
+    """In what this machine differs from the run's, as far as bits may depend on it."""
+    was = json.loads((path / "provenance.json").read_text())
+    was, now = ({**o, "torch": o["versions"]["torch"]} for o in (was, here))
+    return ", ".join(f"{k} was {was[k]}, is {now[k]}" for k in HERE if was[k] != now[k])
+
+
+def _kept(path: Path) -> tuple[DictConfig, pd.DataFrame]:
+    """The run's config, and its rows up to push 200 as text."""
+    try:
+        cfg = OmegaConf.load(path / "config.yaml")
+        rows = pd.read_csv(path / "metrics.csv", dtype=str)
+        early = rows[rows["push"].astype(int) <= VERIFIED]
+        json.loads((path / "provenance.json").read_text())["versions"]
+        if not isinstance(cfg, DictConfig):
+            raise ValueError("its config.yaml is no config")
+    except (OSError, ValueError, KeyError, TypeError, YAMLError, OmegaConfBaseException) as error:
+        told = " ".join(str(error).split())
+        raise BadInput("run", path, f"not a kept run of this program ({told})") from None
+    if early.empty:
+        raise BadInput("run", path, f"its metrics.csv has no row up to push {VERIFIED}")
+    return cfg, early

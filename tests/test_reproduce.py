@@ -1,0 +1,323 @@
+"""Running a study: what is skipped, gone on with, kept, lost and told."""
+
+import io
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from dcasgd_repro import cli, display, launchers, reproduce
+from dcasgd_repro.errors import BadInput
+from dcasgd_repro.study import study
+from dcasgd_repro.verify import verify
+
+QUADRATIC = "task=quadratic rule=asgd schedule=gamma lr.base=0.1"
+
+
+def grid(folder: Path, cells: dict[str, str]) -> str:
+    folder.mkdir(parents=True)
+    (folder / "grid.yaml").write_text(yaml.dump({"title": "Mine", "cells": cells}))
+    return str(folder)
+
+
+class Instantly:
+    """A launcher whose runs end at once, as ``outcome`` says; it remembers what it was asked."""
+
+    def __init__(self, outcome: dict[str, str]) -> None:
+        self.outcome, self.asked, self.at_once, self.most = outcome, [], 0, 0
+
+    def start(self, command: Sequence[str], log: Path) -> "Instantly.Handle":
+        run_dir = Path(next(w for w in command if w.startswith("run_dir="))[8:])
+        self.asked.append(run_dir)
+        self.at_once += 1
+        self.most = max(self.most, self.at_once)
+        workers = next(w for w in command if w.startswith("workers="))
+        status = self.outcome[workers]
+        log.write_text(f"so far\n\r50 %\rthe last line of {workers}\n")
+        (run_dir / "config.yaml").write_text("threads: 1\n")
+        (run_dir / "provenance.json").write_text("{}")
+        rows = "push,test_loss\n50,\n200,\n250,\n300,1.5\n350,\n"
+        (run_dir / "metrics.csv").write_text(rows)
+        if status != "killed":
+            (run_dir / "summary.json").write_text(json.dumps({"status": status}))
+        return Instantly.Handle(self)
+
+    class Handle:
+        def __init__(self, launcher: "Instantly") -> None:
+            self.launcher = launcher
+
+        def ended(self) -> bool:
+            self.launcher.at_once -= 1
+            return True
+
+        def stop(self, hard: bool) -> None: ...
+
+
+CELLS = {f"m{m}": f"{QUADRATIC} workers={m}" for m in (1, 2, 3, 4)}
+OUTCOMES = {"workers=1": "finished", "workers=2": "diverged", "workers=3": "failed"}
+OUTCOMES |= {"workers=4": "killed"}
+
+
+@pytest.fixture
+def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[reproduce.Job]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(reproduce, "POLL_S", 0.0)
+    return reproduce.jobs_of(study(grid(tmp_path / "mine", CELLS)), "smoke", 1)
+
+
+def test_what_ended_is_left_alone_and_the_rest_is_run(jobs: list[reproduce.Job]) -> None:
+    launcher = Instantly(OUTCOMES)
+    assert [job.status for job in jobs] == ["missing"] * 4
+    failed = reproduce.run(jobs, 2, launcher, display.display(jobs, "mine"))
+    assert [job.name for job in failed] == ["m3-seed0", "m4-seed0"]
+    assert [job.status for job in jobs] == ["finished", "diverged", "failed", "partial"]
+    assert launcher.asked == [job.path for job in jobs]
+    assert launcher.most == 2
+    again = Instantly({**OUTCOMES, "workers=3": "finished"})
+    failed = reproduce.run(jobs, 3, again, display.display(jobs, "mine"))
+    assert again.asked == [jobs[2].path, jobs[3].path]
+    assert [job.name for job in failed] == ["m4-seed0"]
+    assert failed[0].last_line() == "the last line of workers=4"
+
+
+def test_cells_of_one_configuration_are_run_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(reproduce, "POLL_S", 0.0)
+    cells = {"a": f"{QUADRATIC} workers=1", "b": f"{QUADRATIC} workers=1 rule.momentum=0"}
+    jobs = reproduce.jobs_of(study(grid(tmp_path / "twins", cells)), "smoke", 2)
+    launcher = Instantly(OUTCOMES)
+    assert reproduce.run(jobs, 1, launcher, display.display(jobs, "twins")) == []
+    assert launcher.asked == [jobs[0].path, jobs[2].path]
+    reproduce.keep(jobs, tmp_path / "kept")
+    kept = sorted(path.name for path in (tmp_path / "kept").iterdir())
+    assert kept == ["a-seed0", "a-seed1", "b-seed0", "b-seed1"]
+
+
+def test_kept_are_the_ended_and_the_failed_with_the_rows_that_figures_need(
+    jobs: list[reproduce.Job], tmp_path: Path
+) -> None:
+    reproduce.run(jobs, 4, Instantly(OUTCOMES), display.display(jobs, "mine"))
+    reproduce.keep(jobs, tmp_path / "kept")
+    kept = {path.name: path for path in (tmp_path / "kept").iterdir()}
+    assert sorted(kept) == ["m1-seed0", "m2-seed0", "m3-seed0"]
+    assert (kept["m3-seed0"] / "metrics.csv").read_text() == "push,test_loss\n50,\n200,\n300,1.5\n"
+    assert sorted(p.name for p in kept["m1-seed0"].iterdir()) == [
+        "config.yaml",
+        "metrics.csv",
+        "provenance.json",
+        "summary.json",
+    ]
+
+
+def test_a_begun_run_keeps_its_threads(jobs: list[reproduce.Job]) -> None:
+    job = jobs[0]
+    assert job.command[-1] == f"run_dir={job.path}"
+    job.path.mkdir(parents=True)
+    (job.path / "config.yaml").write_text("threads: 7\n")
+    assert reproduce.Job(**vars_of(job)).command[-1] == "threads=7"
+    (job.path / "config.yaml").write_text("threads: null\n")
+    assert reproduce.Job(**vars_of(job)).command[-1] == "threads=null"
+
+
+def vars_of(job: reproduce.Job) -> dict[str, object]:
+    return {key: getattr(job, key) for key in job.__dataclass_fields__}
+
+
+def test_a_plan_tells_states_pushes_and_hours(jobs: list[reproduce.Job]) -> None:
+    reproduce.run(jobs[:1], 1, Instantly(OUTCOMES), display.display(jobs[:1], "mine"))
+    text = reproduce.plan(jobs, 2, lambda: 3600.0)
+    assert re.search(r"^m1-seed0 +finished +128 pushes  outputs/cells/", text, re.M)
+    assert re.search(r"^m4-seed0 +missing +128 pushes", text, re.M)
+    assert "4 runs, 3 to do: 384 pushes" in text
+    assert text.endswith("about 192.0 h, 2 at a time, at 3600000 ms a push (median of the runs "
+                         "there are; evaluations not counted)")  # fmt: skip
+    assert "is not known" in reproduce.plan(jobs, 2, lambda: None)
+
+
+def test_the_rate_is_the_median_of_that_scales_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert reproduce.seconds_per_push("laptop") is None
+    for k, (scale, wall_s) in enumerate(
+        [("laptop", 1), ("laptop", 3), ("laptop", 8), ("paper", 99)]
+    ):
+        folder = tmp_path / "outputs" / "cells" / str(k)
+        folder.mkdir(parents=True)
+        summary = {"scale": scale, "wall_s": wall_s, "pushes": 10}
+        (folder / "summary.json").write_text(json.dumps(summary))
+    assert reproduce.seconds_per_push("laptop") == 0.3
+
+
+def test_the_live_table_shows_every_cell(
+    jobs: list[reproduce.Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rich.console import Console
+
+    reproduce.run(jobs, 4, Instantly(OUTCOMES), display.display(jobs, "mine"))
+    summary = jobs[0].path / "summary.json"
+    summary.write_text(json.dumps({"status": "finished", "test_error_final": 0.1234}))
+    shown = display.LiveTable(jobs, "mine")
+    shown.running = [jobs[3]]
+    console = Console(record=True, width=60, file=io.StringIO())
+    console.print(shown.table())
+    lines = [line.split() for line in console.export_text().splitlines()]
+    assert lines[:5] == [
+        ["cell", "seed", "0"],
+        ["m1", "12.34%"],
+        ["m2", "diverged"],
+        ["m3", "failed"],
+        ["m4", "273%"],  # of 128 pushes: this log was made up
+    ]
+    assert lines[5][:7] == ["mine:", "2", "of", "4", "runs,", "100%,", "no"]
+    assert display.clock(3725.4) == "1:02:05"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["table1", "seeds=0"], "seeds=0: give a whole number >= 1"),
+        (["table1", "jobs=x"], "jobs=x: give a whole number >= 1"),
+        (["table1", "scale=huge"], "scale=huge: no such scale, choose"),
+        (["tabel"], "study=tabel: no such study; choose"),
+        (["table1", "scale=smoke", "epochs=2"], "epochs=2: would make it another study"),
+        (["table1", "scale=smoke", "launcher=k8s"], "launcher=k8s: choose local, slurm or ray"),
+        (["table1", "scale=smoke", "ray.num_gpus=1"], "ray.num_gpus=1: would make it another"),
+    ],
+)
+def test_reproduce_refuses_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadInput) as refused:
+        cli.reproduce(arguments)
+    assert str(refused.value).startswith(told)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_reproduce_refuses_odd_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.reproduce(["table1", "--dryrun"]) == 2
+    assert cli.reproduce(["table1", "fig2"]) == 2
+    assert cli.reproduce(["scale=smoke"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("dcasgd-repro: --dryrun: no such option")
+    assert lines[1].startswith("dcasgd-repro: study=table1 fig2: name one; there are")
+    assert lines[2].startswith("dcasgd-repro: study=: name one; there are")
+
+
+def test_a_study_killed_and_run_again_ends_as_if_it_had_not_been(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real processes: Ctrl-C in the middle, then to the end; one cell cannot run at all."""
+    cells = {
+        "fine": f"{QUADRATIC} workers=2 task.noise=0.1 epochs=100",
+        "lost": f"{QUADRATIC} workers=2 schedule=file schedule.path=none.csv",
+    }
+    name = grid(tmp_path / "mine", cells)
+    command = [sys.executable, "-m", "dcasgd_repro.cli", "reproduce", name, "scale=smoke"]
+    command += ["seeds=1", "jobs=2"]
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    for folder in (straight, stopped):
+        folder.mkdir()
+    first = subprocess.Popen(command, cwd=stopped, stdout=-3, stderr=subprocess.PIPE, text=True)
+    monkeypatch.chdir(stopped)
+    job = reproduce.jobs_of(study(name), "smoke", 1)[0]
+    deadline = time.monotonic() + 60
+    while job.done() < 100:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    first.send_signal(signal.SIGINT)
+    _, told = first.communicate(timeout=60)
+    assert first.returncode == 130
+    assert "interrupted; every run goes on from its checkpoint with: dcasgd-repro rep" in told
+    assert job.status == "interrupted"
+    whole = [subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+             for folder in (stopped, straight)]  # fmt: skip
+    for done in whole:
+        assert done.returncode == 1
+        line = "dcasgd-repro: schedule.path=none.csv: not a readable .csv"
+        assert f"failed    lost-seed0: {line}" in done.stderr
+    a, b = (
+        json.loads((f / "results/mine/smoke/runs/fine-seed0/summary.json").read_text())
+        for f in (stopped, straight)
+    )
+    assert a["status"] == "finished"
+    assert a["pushes"] == 6400
+    assert a["weights_sha256"] == b["weights_sha256"]
+    assert (stopped / "results/mine/smoke/README.md").exists()
+
+
+def test_a_kept_run_is_verified_digit_for_digit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = f"train {QUADRATIC} workers=4 task.noise=0.1 scale=smoke threads=1 run_dir=run epochs=9"
+    monkeypatch.setattr(sys, "argv", ["dcasgd-repro", *words.split()])
+    with pytest.raises(SystemExit, match="0"):
+        cli.main()
+    told, equal = verify(Path("run"))
+    assert equal
+    assert told == "run: 200 pushes, 7 rows of 9 numbers: all equal, digit for digit"
+    rows = pd.read_csv("run/metrics.csv", dtype=str)
+    rows.loc[4, "train_loss"] = str(float(rows.loc[4, "train_loss"]) * 1.01)
+    rows.to_csv("run/metrics.csv", index=False)
+    told, equal = verify(Path("run"))
+    assert not equal
+    assert (
+        "they differ from push 150 on; there by at most 9.9e-03 of the value, in train_lo" in told
+    )
+    assert told.endswith("versions, device and threads are the run's own")
+    origin = json.loads(Path("run/provenance.json").read_text())
+    origin["versions"]["torch"] = "1.0"
+    Path("run/provenance.json").write_text(json.dumps(origin))
+    assert "torch was 1.0, is " in verify(Path("run"))[0]
+    assert cli.verify(["run"]) == 1
+    rows[rows["push"].astype(int) > 200].to_csv("run/metrics.csv", index=False)
+    with pytest.raises(BadInput, match=r"^run=run: its metrics.csv has no row up to push 200"):
+        verify(Path("run"))
+    with pytest.raises(BadInput, match=r"^run=nowhere: not a kept run of this program"):
+        verify(Path("nowhere"))
+
+
+def test_slurm_jobs_run_the_command_and_say_when_they_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """submitit's own executor for this machine stands in for a cluster."""
+    pytest.importorskip("submitit")
+    monkeypatch.chdir(tmp_path)
+    slurm = launchers.Slurm({}, cluster="local")
+    script = "print('it ran'); open('made', 'w').close()"
+    job = slurm.start([sys.executable, "-c", script], tmp_path / "log")
+    endless = slurm.start([sys.executable, "-c", "import time; time.sleep(600)"], tmp_path / "log2")
+    deadline = time.monotonic() + 60
+    while not job.ended():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert (tmp_path / "log").read_text() == "it ran\n"
+    assert (tmp_path / "made").exists()
+    assert not endless.ended()
+    endless.stop(hard=False)
+    while not endless.ended():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_launcher_that_is_not_installed_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(BadInput, match=r"^launcher=slurm: needs submitit: pip install"):
+        launchers.launcher("slurm", {})
+    with pytest.raises(BadInput, match=r"^launcher=ray: needs Ray: pip install"):
+        launchers.launcher("ray", {})
