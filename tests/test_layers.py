@@ -12,7 +12,7 @@ FLOORS = [
     {"errors", "__init__"},
     {"models", "data"},
     {"schedule", "rules", "lr", "faults", "device"},
-    {"simulate", "tasks", "optim", "config"},
+    {"simulate", "tasks", "optim", "config", "recorded"},
     {"fast", "record", "checkpoint"},
     {"experiment", "report", "bench"},
     {"cli"},
@@ -46,7 +46,9 @@ def test_imports_go_down(path: Path) -> None:
     assert not up, f"{here} imports {up}"
 
 
-@pytest.mark.parametrize("module", ["cli", "schedule", "report", "config", "data.fetch"])
+@pytest.mark.parametrize(
+    "module", ["cli", "schedule", "recorded", "report", "config", "data.fetch"]
+)
 def test_answers_without_torch(module: str) -> None:
     code = f"import sys, dcasgd_repro.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
