@@ -740,24 +740,3 @@ def performance(folder: Path) -> str:
                 lines.append(f"{head}\n\n{markdown(rows)}\n\n</details>")
         sections.append("\n\n".join(lines))
     return "\n\n".join(sections)
-
-
-BEGIN, END = "<!-- performance: written by `make bench` -->", "<!-- performance: end -->"
-
-
-def halves(page: Path) -> tuple[str, str]:
-    """The page's text before and after its performance tables. Raises BadInput."""
-    try:
-        before, begin, rest = page.read_text().partition(BEGIN)
-    except OSError as error:
-        raise BadInput("readme", page, f"not readable: {error.strerror}") from None
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise BadInput("readme", page, f"it has no line {BEGIN} ... {END}")
-    return before, after
-
-
-def into(page: Path, text: str) -> None:
-    """Puts the tables between the page's two marks."""
-    before, after = halves(page)
-    record.write_text(page, f"{before}{BEGIN}\n{text}\n{END}{after}")

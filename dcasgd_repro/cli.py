@@ -80,11 +80,36 @@ examples
 """
 
 
+REPRODUCE_HELP = """\
+usage: dcasgd-repro reproduce STUDY [scale=NAME] [seeds=N] [jobs=N] [launcher=NAME] [--dry-run]
+
+  STUDY         {studies};
+                the beginning of a name is enough; or a folder of yours with a grid.yaml
+  scale=        {scale} (unset: paper with a CUDA device, else laptop)
+  seeds=        how many: 0, 1, ... (default 3)
+  jobs=         runs at a time (default: one a CPU core; with CUDA one)
+  launcher=     local, slurm (then slurm.partition=, slurm.time=, ...) or ray (ray.num_gpus=, ...)
+  KEY=VALUE     engine, threads, device, data.root: means, not numbers
+  --dry-run     print the runs, their state and the time they should take, and stop
+
+Runs what is missing under outputs/cells, goes on with what was stopped, and keeps going when a run
+fails. Then keeps the text of the runs, tables and figures under results/STUDY/SCALE. Ctrl-C leaves
+everything to go on from. Exits with 1 if a run failed.
+
+examples
+  dcasgd-repro reproduce table1 scale=laptop
+  dcasgd-repro reproduce fig5 scale=paper seeds=5 jobs=2 --dry-run
+"""
+
+VERIFY_HELP = """Makes the first pushes of a committed run again and compares the rows of its
+metrics.csv, up to push 200."""
 DATA_HELP = "CIFAR-10: fetch it, verify it bit for bit, or say where it is looked for."
 BENCH_HELP = """Paired timings on this device: what simulating workers costs over plain PyTorch, how
 much memory backups take, how fast schedules, updates and engines are. About 25 minutes for
 all on two CPU cores; leave the machine alone meanwhile."""
-REPORT_HELP = "The table of several finished runs, grouped over seeds; with --out also its figure."
+REPORT_HELP = """Tables and figures from finished runs. Without arguments, or with the name of a
+study, those of results/ beside the paper's; with run directories, or folders of them, one table of
+these runs, grouped over seeds."""
 
 
 def main() -> None:
@@ -118,6 +143,8 @@ def dispatch(command: str, rest: list[str]) -> int:
         return data(rest)
     elif command == "report":
         return report(rest)
+    elif command == "reproduce":
+        return reproduce(rest)
     elif command == "bench":
         return bench(rest)
     else:
@@ -338,14 +365,93 @@ def data(arguments: list[str]) -> int:
 
 def report(arguments: list[str]) -> int:
     parser = Parser("dcasgd-repro report", description=REPORT_HELP)
-    parser.add_argument("runs", nargs="+", type=Path, help="run directories, or folders of them")
+    parser.add_argument("runs", nargs="*", metavar="STUDY | RUN",
+                        help="a study's name, or run directories and folders of them")  # fmt: skip
     parser.add_argument("--out", type=Path, help="where the table, the figure and the text go")
+    parser.add_argument("--readme", type=Path, help="a page whose table of results is renewed")
     given = parser.parse_args(arguments)
 
     from dcasgd_repro import report as reports
 
-    print(reports.comparison(given.runs, given.out))
+    places = [Path(name) for name in given.runs]
+    if places and all(place.is_dir() for place in places):
+        print(reports.comparison(places, given.out))
+        return 0
+    from dcasgd_repro import evidence
+
+    if given.out is not None:
+        raise BadInput("--out", given.out, "a study's report goes to results/; leave it out")
+    print(evidence.all_of(given.runs, Path("results")))
+    if given.readme is not None:
+        evidence.into(given.readme, Path("results"))
     return 0
+
+
+def reproduce(arguments: list[str]) -> int:
+    from dcasgd_repro.study import names
+
+    if not arguments or set(arguments) & {"-h", "--help"}:
+        print(REPRODUCE_HELP.format(studies=", ".join(names()), scale=choices("scale")), end="")
+        return 0
+    words = [a for a in arguments if "=" in a]
+    for a in arguments:
+        if a not in words and a.startswith("-") and a != "--dry-run":
+            return told(f"{a}: no such option; `dcasgd-repro reproduce --help` says more", 2)
+    named = [a for a in arguments if a not in words and not a.startswith("-")]
+    if len(named) != 1:
+        return told(f"study={' '.join(named)}: name one; there are {', '.join(names())}", 2)
+    given = dict(word.split("=", 1) for word in words)
+
+    import torch
+    from hydra.errors import HydraException
+
+    from dcasgd_repro import evidence, launchers
+    from dcasgd_repro import reproduce as reproductions
+    from dcasgd_repro.display import display
+    from dcasgd_repro.study import study
+
+    chosen, cuda = study(named[0]), torch.cuda.is_available()
+    scale = given.pop("scale", "paper" if cuda else "laptop")
+    if scale not in choices("scale").split(", "):
+        raise BadInput("scale", scale, f"no such scale, choose {choices('scale')}")
+    seeds = whole("seeds", given.pop("seeds", "3"))
+    at_a_time = whole("jobs", given.pop("jobs", str(1 if cuda else os.cpu_count() or 1)))
+    name = given.pop("launcher", "local")
+    options = {
+        key: {k.split(".", 1)[1]: given.pop(k) for k in list(given) if k.startswith(f"{key}.")}
+        for key in ("slurm", "ray")
+    }
+    extra = [f"{key}={value}" for key, value in given.items()]
+    if name == "local" and at_a_time > 1 and "threads" not in given and not cuda:
+        extra.append("threads=1")  # side by side, each is fastest on a core of its own
+    try:
+        jobs = reproductions.jobs_of(chosen, scale, seeds, extra)
+    except HydraException as error:
+        return told(in_plain_words(error, extra), 2)
+    if "--dry-run" in arguments:
+        rate = lambda: reproductions.seconds_per_push(scale)  # noqa: E731
+        print(reproductions.plan(jobs, at_a_time, rate))
+        return 0
+    launcher = launchers.launcher(name, options.get(name, {}))
+    results = Path("results")
+    try:
+        failed = reproductions.run(jobs, at_a_time, launcher, display(jobs, chosen.name))
+    except KeyboardInterrupt:
+        again = " ".join(["dcasgd-repro reproduce", *arguments])
+        return told(f"interrupted; every run goes on from its checkpoint with: {again}", 130)
+    reproductions.keep(jobs, results / chosen.runs_of / scale / "runs")
+    print(evidence.write(chosen, scale, results))
+    evidence.overview(results)
+    for job in failed:
+        print(f"failed    {job.name}: {job.last_line()}", file=sys.stderr)
+    return int(bool(failed))
+
+
+def whole(key: str, text: str) -> int:
+    """A count >= 1 as it was typed."""
+    if not text.isdecimal() or int(text) < 1:
+        raise BadInput(key, text, "give a whole number >= 1")
+    return int(text)
 
 
 def bench(arguments: list[str]) -> int:
@@ -363,10 +469,11 @@ def bench(arguments: list[str]) -> int:
     from omegaconf import OmegaConf
 
     from dcasgd_repro import bench as benches
+    from dcasgd_repro import pages
     from dcasgd_repro.device import set_device
 
     if given.readme is not None:
-        benches.halves(given.readme)  # refused before anything is measured
+        pages.halves(given.readme, "performance")  # refused before anything is measured
     device = set_device(
         OmegaConf.create({"threads": None, "device": given.device, "deterministic": "auto"})
     )
@@ -377,7 +484,7 @@ def bench(arguments: list[str]) -> int:
         return told(f"interrupted; the parts that were done are kept in {given.out}", 130)
     print(f"\nkept in {file}")
     if given.readme is not None:
-        benches.into(given.readme, benches.performance(given.out))
+        pages.into(given.readme, "performance", benches.performance(given.out))
     return 0
 
 

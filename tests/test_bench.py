@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dcasgd_repro import bench, cli
+from dcasgd_repro import bench, cli, pages
 from dcasgd_repro.bench import Row
 from dcasgd_repro.errors import BadInput
 
@@ -76,7 +76,8 @@ def test_a_part_is_kept_beside_those_measured_before(
 
     monkeypatch.setattr(bench, "PARTS", {"memory": one, "update": one})
     page = tmp_path / "README.md"
-    page.write_text(f"before\n{bench.BEGIN}\nold\n{bench.END}\nafter\n")
+    begin, end = pages.marks("performance")
+    page.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
     for part in ("memory", "update"):
         assert cli.bench([part, "--out", str(tmp_path), "--readme", str(page)]) == 0
     (file,) = tmp_path.glob("*.json")
@@ -93,13 +94,13 @@ def test_a_part_is_kept_beside_those_measured_before(
     assert "old" not in text
     assert (
         text
-        == text.partition(bench.BEGIN)[0]
-        + bench.BEGIN
+        == text.partition(begin)[0]
+        + begin
         + "\n"
         + bench.performance(tmp_path)
         + "\n"
-        + bench.END
-        + text.partition(bench.END)[2]
+        + end
+        + text.partition(end)[2]
     )
 
 
@@ -107,7 +108,7 @@ def test_a_page_without_marks_and_an_empty_folder_are_refused(tmp_path: Path) ->
     page = tmp_path / "README.md"
     page.write_text("nothing here\n")
     with pytest.raises(BadInput, match=r"^readme=.*: it has no line <!-- performance"):
-        bench.into(page, "text")
+        pages.into(page, "performance", "text")
     assert page.read_text() == "nothing here\n"
     with pytest.raises(BadInput, match=r"^bench=.*: no measurement there"):
         bench.performance(tmp_path)
@@ -140,7 +141,8 @@ def test_an_interrupted_bench_says_what_is_kept(
 
 
 def test_the_readmes_performance_is_that_of_the_files() -> None:
-    text = (ROOT / "README.md").read_text().partition(bench.BEGIN)[2].partition(bench.END)[0]
+    begin, end = pages.marks("performance")
+    text = (ROOT / "README.md").read_text().partition(begin)[2].partition(end)[0]
     assert text.strip() == bench.performance(ROOT / "results" / "bench")
 
 

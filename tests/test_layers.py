@@ -11,10 +11,12 @@ PACKAGE = Path(__file__).parents[1] / "dcasgd_repro"
 FLOORS = [
     {"errors", "__init__"},
     {"models", "data"},
-    {"schedule", "rules", "lr", "faults", "device"},
+    {"schedule", "rules", "lr", "faults", "device", "pages", "launchers"},
     {"simulate", "tasks", "optim", "config", "recorded"},
-    {"fast", "record", "checkpoint"},
+    {"fast", "record", "checkpoint", "study"},
     {"experiment", "report", "bench"},
+    {"figures", "reproduce", "display"},
+    {"evidence"},
     {"cli"},
 ]
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
@@ -47,7 +49,8 @@ def test_imports_go_down(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["cli", "schedule", "recorded", "report", "config", "data.fetch"]
+    "module",
+    ["cli", "schedule", "recorded", "report", "config", "data.fetch", "evidence", "reproduce"],
 )
 def test_answers_without_torch(module: str) -> None:
     code = f"import sys, dcasgd_repro.{module}; sys.exit('torch' in sys.modules)"

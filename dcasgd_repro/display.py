@@ -1,0 +1,144 @@
+"""What one watches while a study runs: a live table of its cells, or lines where nobody looks."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from dcasgd_repro.reproduce import Job
+
+EVERY_S = 60.0  # between lines of progress in a file
+
+
+class Display(Protocol):
+    def __enter__(self) -> Any: ...
+    def __exit__(self, *error: object) -> Any: ...
+    def begun(self, job: Job) -> None: ...
+    def ended(self, job: Job) -> None: ...
+    def show(self, running: Sequence[Job]) -> None: ...
+
+
+class _Watched:
+    """The jobs, and how long the rest of them should take at the rate seen so far."""
+
+    def __init__(self, jobs: Sequence[Job], study: str) -> None:
+        self.jobs, self.study = jobs, study
+        self.runs = list({job.path: job for job in jobs}.values())
+        self.running: list[Job] = []
+        self.began_s = time.monotonic()
+        self.begun_with = self.pushes()
+
+    def pushes(self) -> int:
+        return sum(done(job) for job in self.runs)
+
+    def title(self) -> str:
+        here, total = self.pushes(), sum(job.pushes for job in self.runs)
+        whole = sum(done(job) == job.pushes for job in self.runs)
+        rate = (here - self.begun_with) / max(time.monotonic() - self.began_s, 1e-9)
+        left = f"{clock((total - here) / rate)} left" if rate else "no push yet"
+        return f"{self.study}: {whole} of {len(self.runs)} runs, {here / total:.0%}, {left}"
+
+
+class Lines(_Watched):
+    """A line when a run begins and ends, and one of progress a minute, to stderr."""
+
+    def __enter__(self) -> Lines:
+        self.told_s = time.monotonic()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        say(self.title())
+
+    def begun(self, job: Job) -> None:
+        say(f"begun     {job.name}")
+
+    def ended(self, job: Job) -> None:
+        say(f"{job.status:9} {job.name}: {outcome(job)}")
+
+    def show(self, running: Sequence[Job]) -> None:
+        if time.monotonic() - self.told_s >= EVERY_S:
+            self.told_s = time.monotonic()
+            say(self.title())
+
+
+class LiveTable(_Watched):
+    """A row for each cell, a column for each seed, renewed in place."""
+
+    def __enter__(self) -> LiveTable:
+        self.live = Live(self.table(), console=Console(stderr=True), auto_refresh=False)
+        self.live.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.live.update(self.table(), refresh=True)
+        self.live.__exit__(None, None, None)
+
+    def begun(self, job: Job) -> None:
+        pass
+
+    def ended(self, job: Job) -> None:
+        pass
+
+    def show(self, running: Sequence[Job]) -> None:
+        self.running = list(running)
+        self.live.update(self.table(), refresh=True)
+
+    def table(self) -> Group:
+        table = Table(box=None, pad_edge=False)
+        seeds = sorted({job.seed for job in self.jobs})
+        table.add_column("cell")
+        for seed in seeds:
+            table.add_column(f"seed {seed}", justify="right", min_width=9)
+        at = {(job.cell.name, job.seed): job for job in self.jobs}
+        under_way = {job.path for job in self.running}
+        for name in dict.fromkeys(job.cell.name for job in self.jobs):
+            shown = [short(job, job.path in under_way) for seed in seeds if (job := at[name, seed])]
+            table.add_row(name, *shown)
+        return Group(table, self.title())
+
+
+def display(jobs: Sequence[Job], study: str) -> Display:
+    """The live table on a terminal, lines elsewhere."""
+    return (LiveTable if sys.stderr.isatty() else Lines)(jobs, study)
+
+
+def done(job: Job) -> int:
+    """Pushes that need not be made any more."""
+    return job.pushes if job.status in ("finished", "diverged") else min(job.done(), job.pushes)
+
+
+def short(job: Job, under_way: bool) -> str:
+    """A job in a few characters: its test error, its progress, or why there is none."""
+    status = job.status
+    if status == "finished":
+        return outcome(job)
+    if under_way:
+        return f"[cyan]{job.done() / job.pushes:.0%}[/]"
+    if status in ("diverged", "failed"):
+        return f"[red]{status}[/]"
+    return f"[dim]{job.done() / job.pushes:.0%}[/]" if status != "missing" else "[dim]-[/]"
+
+
+def outcome(job: Job) -> str:
+    """Its final test error, else what it said last."""
+    error = job.summary.get("test_error_final")
+    if job.status == "finished":
+        return "done" if error is None else f"{error:.2%}"
+    return job.last_line()
+
+
+def clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,293 @@
+"""A study's figure. The paper's digitised curves lie thin and pale behind ours.
+
+table    every cell's last-10 error by seed, and the claims' paired differences
+epochs   test and training error against epochs, a panel for each M
+seconds  the same against simulated seconds
+lambda   curves for each lambda_0, and the last-10 error against it
+workers  last-10 error against M, a line for each rule
+readings the claims' paired differences, and how large the correction was
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator, ScalarFormatter
+
+from dcasgd_repro.errors import BadInput
+from dcasgd_repro.report import OTHERS, RULES, Run
+
+if TYPE_CHECKING:
+    from dcasgd_repro.evidence import Evidence
+
+PAPER_EPOCHS, PAPER_SGD_S = 160, 5336  # of its CIFAR-10 runs
+MARKERS = {"sgd": "s", "asgd": "v", "ssgd": "D", "dcasgd_c": "^", "dcasgd_a": "o"}
+
+
+def draw(here: Evidence) -> Figure:
+    """The figure that the study's grid.yaml names."""
+    kinds: dict[str, Callable[[Evidence], Figure]] = {
+        "table": table,
+        "epochs": lambda here: curves(here, "epoch"),
+        "seconds": lambda here: curves(here, "simulated_s"),
+        "lambda": sensitivity,
+        "workers": tax,
+        "readings": readings,
+    }
+    if here.study.figure not in kinds:
+        raise BadInput("figure", here.study.figure, f"choose {', '.join(kinds)}")
+    figure = kinds[here.study.figure](here)
+    figure.suptitle(f"{here.study.title} ({here.scale} scale)", fontsize=11)
+    return figure
+
+
+def table(here: Evidence) -> Figure:
+    """Left: a dot for each seed, a bar at their mean, the paper's value. Right: the claims."""
+    rows = max(len(here.runs), len(here.found))
+    figure = Figure(figsize=(10.5, 1.6 + 0.34 * rows), layout="constrained")
+    errors, claims = figure.subplots(1, 2, width_ratios=[1, 1])
+    cells = list(here.runs)
+    for row, cell in enumerate(cells):
+        values = list(here.values(cell, "last10").values())
+        colour, marker = look(here.runs[cell])
+        errors.scatter(values, [row] * len(values), s=26, color=colour, marker=marker, alpha=0.75)
+        if values:
+            mean = np.mean(values)
+            errors.plot([mean, mean], [row - 0.3, row + 0.3], color=colour, linewidth=2)
+        if lost := len(here.runs[cell]) - len(values):
+            errors.annotate(f"{lost} not finished", (0.98, row), xycoords=("axes fraction", "data"),
+                            ha="right", va="center", fontsize=8, color="#D55E00")  # fmt: skip
+    key = "last10_test_error_pct"
+    if here.scale == "paper" and key in here.study.paper:
+        there = [
+            (here.study.paper[key][c], r)
+            for r, c in enumerate(cells)
+            if c in here.study.paper.index
+        ]
+        errors.scatter(*zip(*there, strict=True), s=60, marker="|", color="#888888", label="paper")
+        errors.legend(frameon=False)
+    errors.set_yticks(range(len(cells)), cells)
+    errors.set_ylim(len(cells) - 0.5, -0.5)
+    errors.set_xlabel("test error, mean of the last ten evaluations (%)")
+    forest(here, claims)
+    plain(errors, claims)
+    return figure
+
+
+def readings(here: Evidence) -> Figure:
+    """Left: the claims' paired differences. Right: dc_ratio, with the least that could matter."""
+    figure = Figure(figsize=(10.5, 1.8 + 0.34 * len(here.found)), layout="constrained")
+    claims, ratios = figure.subplots(1, 2, sharey=True, width_ratios=[1.6, 1])
+    forest(here, claims)
+    for row, f in enumerate(here.found):
+        if f.dc_ratio > 0:
+            ratios.plot([f.dc_ratio], [row], "o", color="#0072B2", markersize=5)
+    ratios.set_xscale("log")
+    if here.study.least_dc_ratio:
+        ratios.axvline(here.study.least_dc_ratio, color="black", linestyle="--", linewidth=1)
+    ratios.set_xlabel("dc_ratio, mean (dashed: the least that counts)")
+    plain(claims, ratios)
+    return figure
+
+
+def forest(here: Evidence, axes: Axes) -> None:
+    """A row for each claim: its difference with a 95 % interval, and the paper's at its scale."""
+    unit = "s" if here.study.measure == "simulated_s" else "points of error"
+    ends = [abs(f.difference.mean) for f in here.found if f.difference.n] or [1.0]
+    halves = [f.difference.half for f in here.found if np.isfinite(f.difference.half)]
+    widest = 1.1 * (max(ends) + (float(np.median(halves)) if halves else 0.0))
+    for row, f in enumerate(here.found):
+        d = f.difference
+        colour = {"reproduced": "#0072B2", "not reproduced": "#D55E00"}.get(f.verdict, "#666666")
+        if d.n:
+            axes.plot([d.mean], [row], "o", color=colour, markersize=5)
+        if d.n > 1:
+            low, high = max(d.low, -widest), min(d.high, widest)
+            axes.plot([low, high], [row, row], color=colour, linewidth=1.8)
+            for end, cut, marker in ((low, d.low, 4), (high, d.high, 5)):
+                if end != cut:  # the interval goes on beyond the axes
+                    axes.plot([end], [row], marker=marker, color=colour, markersize=5)
+        if here.scale == "paper" and f.claim.paper is not None and f.claim.higher:
+            axes.plot([f.claim.paper], [row], "|", color="#888888", markersize=12)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_xlim(-1.08 * widest, 1.08 * widest)
+    names = [f"{f.claim}\n{here.study.words.get(f.verdict, f.verdict)}" for f in here.found]
+    axes.set_yticks(range(len(names)), names, fontsize=8, linespacing=1.0)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xlabel(f"paired difference, {unit} (95 %); right of 0 the claim holds")
+
+
+def curves(here: Evidence, x: str) -> Figure:
+    """Test and training error, M by M, mean over seeds with their range; the paper's behind."""
+    workers = sorted({r.summary["workers"] for r in here.all_runs if r.summary["workers"] > 1})
+    figure = Figure(figsize=(5.2 * len(workers), 7.4), layout="constrained")
+    axes = figure.subplots(2, len(workers), sharex=True, sharey="row", squeeze=False)
+    paper_scale = here.scale == "paper"
+    own_sgd_s = np.mean(list(here.values("sgd", "simulated_s").values()) or [np.nan])
+    at_paper = {"epoch": ("epoch", PAPER_EPOCHS), "simulated_s": ("seconds", PAPER_SGD_S)}[x]
+    for column, m in enumerate(workers):
+        for row, split in enumerate(("test", "train")):
+            panel: Axes = axes[row][column]
+            for cell, runs in here.runs.items():
+                if not runs or runs[0].summary["workers"] not in (1, m):
+                    continue
+                whole = runs[0].summary["epochs"] if x == "epoch" else own_sgd_s
+                per = 1.0 if paper_scale else whole
+                band(panel, runs, f"{split}_error", x, per)
+                theirs = here.study.curves
+                theirs = theirs[
+                    (theirs.cell == cell) & (theirs.workers == m) & (theirs.split == split)
+                ]
+                there = theirs[at_paper[0]] / (1.0 if paper_scale else at_paper[1])
+                colour, _ = look(runs)
+                panel.plot(there, 100 * theirs["error"], color=colour, linewidth=0.6, alpha=0.55)
+            panel.set_title(f"{split} error, M = {m}", fontsize=10)
+            plain(panel)
+        names = {"epoch": "epochs of effective passes", "simulated_s": "simulated seconds"}
+        parts = {
+            "epoch": "part of the run's epochs",
+            "simulated_s": "time, as part of sequential SGD's",
+        }
+        axes[1][column].set_xlabel((names if paper_scale else parts)[x])
+    axes[0][0].set_ylabel("error (%)")
+    axes[1][0].set_ylabel("error (%)")
+    axes[0][0].plot([], [], color="#888888", linewidth=0.6, label="thin: the paper's runs")
+    axes[0][0].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def sensitivity(here: Evidence) -> Figure:
+    """Left: test error against epochs by lambda_0. Right: the last-10 error against lambda_0."""
+    figure = Figure(figsize=(10.5, 4.4), layout="constrained")
+    by_epoch, by_lambda = figure.subplots(1, 2)
+    paper_scale = here.scale == "paper"
+    points, theirs = [], []
+    shades = dict(
+        zip(
+            [c for c in here.runs if c != "sgd"],
+            OTHERS[1:2] + OTHERS[3:6] + OTHERS[:1] + OTHERS[6:],
+            strict=False,
+        )
+    )
+    for cell, runs in here.runs.items():
+        if not runs:
+            continue
+        colour = shades.get(cell, "#000000")
+        per = 1.0 if paper_scale else runs[0].summary["epochs"]
+        band(
+            by_epoch, runs, "test_error", "epoch", per, cell, colour, "-" if cell != "sgd" else "--"
+        )
+        there = here.study.curves[
+            (here.study.curves.cell == cell) & (here.study.curves.split == "test")
+        ]
+        at = there["epoch"] / (1.0 if paper_scale else PAPER_EPOCHS)
+        by_epoch.plot(at, 100 * there["error"], color=colour, linewidth=0.6, alpha=0.55)
+        values = list(here.values(cell, "last10").values())
+        if cell != "sgd":
+            points += [(float(cell.removeprefix("lambda-")), value) for value in values]
+            if cell in here.study.paper.index:
+                last10 = here.study.paper["last10_test_error_pct"][cell]
+                theirs.append((float(cell.removeprefix("lambda-")), last10))
+        elif values:
+            by_lambda.axhline(np.mean(values), color="black", linestyle="--", linewidth=1)
+            by_lambda.annotate("SGD", (0.99, np.mean(values)), xycoords=("axes fraction", "data"),
+                               ha="right", va="bottom", fontsize=8)  # fmt: skip
+    if points:
+        frame = pd.DataFrame(points, columns=["lambda", "error"])
+        means = frame.groupby("lambda")["error"].mean()
+        by_lambda.plot(
+            frame["lambda"], frame["error"], "o", color="#0072B2", alpha=0.5, markersize=5
+        )
+        by_lambda.plot(
+            means.index, means, color="#0072B2", linewidth=1.8, label="ours: mean, seeds"
+        )
+    by_lambda.plot(
+        *zip(*theirs, strict=True), color="#0072B2", linewidth=0.6, label="thin: the paper's"
+    )
+    by_lambda.set(xlabel="lambda_0", ylabel="test error, mean of the last ten (%)", ylim=(0, None))
+    by_epoch.set(
+        xlabel="epochs" if paper_scale else "part of the run's epochs", ylabel="test error (%)"
+    )
+    for axes in (by_epoch, by_lambda):
+        axes.legend(frameon=False, fontsize=8)
+    plain(by_epoch, by_lambda)
+    return figure
+
+
+def tax(here: Evidence) -> Figure:
+    """Last-10 error against M: a line through the means of each rule, a dot for each seed."""
+    figure = Figure(figsize=(7.6, 4.8), layout="constrained")
+    axes = figure.subplots()
+    points: dict[str, list[tuple[int, float]]] = {}
+    for cell, runs in here.runs.items():
+        for run in runs:
+            points.setdefault(run.kind, [])
+        for value in here.values(cell, "last10").values():
+            points[runs[0].kind].append((runs[0].summary["workers"], value))
+    sgd = [value for _, value in points.pop("sgd", [])]
+    if sgd:
+        axes.axhline(np.mean(sgd), color="black", linewidth=1, label="SGD, M = 1")
+    for k, (kind, pairs) in enumerate(sorted(points.items())):
+        frame = pd.DataFrame([(1, value) for value in sgd] + pairs, columns=["M", "error"])
+        means = frame.groupby("M")["error"].mean()
+        name, colour, dashes = RULES.get(kind, (kind, OTHERS[k % len(OTHERS)], "-"))
+        axes.plot(means.index, means, color=colour, linestyle=dashes, marker=MARKERS.get(kind, "o"),
+                  markersize=5, linewidth=1.8, label=name)  # fmt: skip
+        axes.plot(frame["M"], frame["error"], ".", color=colour, alpha=0.45, markersize=5)
+    lost = sum(not run.finished for run in here.all_runs)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_locator(NullLocator())
+    words = f"; {lost} run(s) diverged and are left out" if lost else ""
+    axes.set_xlabel(f"workers M (mean delay M − 1){words}")
+    axes.set_ylabel("test error, mean of the last ten evaluations (%)")
+    axes.legend(frameon=False, fontsize=9)
+    plain(axes)
+    return figure
+
+
+def band(
+    axes: Axes,
+    runs: Sequence[Run],
+    column: str,
+    x: str,
+    per: float,
+    label: str | None = None,
+    colour: str | None = None,
+    dashes: str | None = None,
+) -> None:
+    """The mean curve of the finished runs, their range shaded."""
+    done = [run for run in runs if run.finished]
+    if not done:
+        return
+    name, rule_colour, rule_dashes = RULES.get(runs[0].kind, (runs[0].kind, OTHERS[0], "-"))
+    colour, dashes = colour or rule_colour, dashes or rule_dashes
+    rows = [run.metrics.dropna(subset=["test_loss"]) for run in done]
+    n = min(len(frame) for frame in rows)
+    values = 100 * np.stack([frame[column].to_numpy()[:n] for frame in rows])
+    at = np.mean([frame[x].to_numpy()[:n] for frame in rows], axis=0) / per
+    axes.plot(
+        at, values.mean(0), color=colour, linestyle=dashes, linewidth=1.8, label=label or name
+    )
+    if len(values) > 1:
+        axes.fill_between(at, values.min(0), values.max(0), color=colour, alpha=0.13, linewidth=0)
+
+
+def look(runs: Sequence[Run]) -> tuple[str, str]:
+    """Colour and marker of a cell's rule."""
+    kind = runs[0].kind if runs else ""
+    return RULES.get(kind, ("", OTHERS[0], "-"))[1], MARKERS.get(kind, "o")
+
+
+def plain(*all_axes: Any) -> None:
+    for axes in all_axes:
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+
+
+__all__: Mapping[str, Any] | list[str] = ["draw"]

@@ -1,0 +1,170 @@
+"""Where a study's runs are computed: processes of this machine, a Slurm cluster, or Ray.
+
+A launcher starts a command, its output going to a file, and gives back a handle on it. The runs
+go on from their own checkpoints, so a launcher need not remember anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from dcasgd_repro.errors import BadInput
+
+
+class Handle(Protocol):
+    """A command under way."""
+
+    def ended(self) -> bool: ...
+
+    def stop(self, hard: bool) -> None:
+        """Asks it to write its checkpoint and end, or kills it."""
+
+
+class Launcher(Protocol):
+    def start(self, command: Sequence[str], log: Path) -> Handle: ...
+
+
+class Local:
+    """Processes of this machine, each in a process group of its own: Ctrl-C reaches only us."""
+
+    def start(self, command: Sequence[str], log: Path) -> Handle:
+        with log.open("wb") as file:
+            return _Process(
+                subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
+            )
+
+
+class _Process:
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
+
+    def ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def stop(self, hard: bool) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            (self.process.kill if hard else self.process.terminate)()
+
+
+class Slurm:
+    """Slurm jobs through submitit, which must be installed (``pip install 'dcasgd-repro[slurm]'``).
+
+    ``options`` are sbatch's: time, partition, gres, account. A job that reaches its time limit is
+    put into the queue again, and goes on from its checkpoint.
+    """
+
+    def __init__(self, options: Mapping[str, str], cluster: str | None = None) -> None:
+        try:
+            import submitit
+        except ImportError:
+            remedy = "needs submitit: pip install 'dcasgd-repro[slurm]'"
+            raise BadInput("launcher", "slurm", remedy) from None
+        self.executor = submitit.AutoExecutor(folder="outputs/slurm", cluster=cluster)
+        self.executor.update_parameters(name="dcasgd-repro")
+        try:
+            self.executor.update_parameters(**{f"slurm_{k}": v for k, v in options.items()})
+        except (NameError, TypeError, ValueError) as error:
+            raise BadInput("slurm", dict(options), " ".join(str(error).split())) from None
+
+    def start(self, command: Sequence[str], log: Path) -> Handle:
+        return _SlurmJob(self.executor.submit(Command(command, log)))
+
+
+class Command:
+    """A command as Slurm runs it; ``checkpoint`` is what submitit calls when the time is up."""
+
+    def __init__(self, command: Sequence[str], log: Path) -> None:
+        self.command, self.log = list(command), log.resolve()
+
+    def __call__(self) -> int:
+        with self.log.open("wb") as file:
+            return subprocess.run(self.command, stdout=file, stderr=file, check=False).returncode
+
+    def checkpoint(self) -> Any:
+        import submitit
+
+        return submitit.helpers.DelayedSubmission(Command(self.command, self.log))
+
+
+class _SlurmJob:
+    def __init__(self, job: Any) -> None:
+        self.job = job
+
+    def ended(self) -> bool:
+        return bool(self.job.done())
+
+    def stop(self, hard: bool) -> None:
+        self.job.cancel(check=False)  # SIGTERM first, SIGKILL after sbatch's grace
+
+
+class Ray:
+    """Tasks of a Ray cluster, or of this machine where there is none.
+
+    Every node must see this folder. ``options`` are a remote task's: num_cpus, num_gpus.
+    """
+
+    def __init__(self, options: Mapping[str, str]) -> None:
+        try:
+            import ray
+        except ImportError:
+            remedy = "needs Ray: pip install 'dcasgd-repro[ray]'"
+            raise BadInput("launcher", "ray", remedy) from None
+        try:
+            numbers = {key: float(value) for key, value in options.items()}
+        except ValueError:
+            raise BadInput("ray", dict(options), "give numbers, as in ray.num_gpus=0.5") from None
+        self.ray = ray
+        ray.init(log_to_driver=False, include_dashboard=False, ignore_reinit_error=True)
+        self.remote = (
+            ray.remote(**numbers, max_retries=3)(_follow) if numbers else ray.remote(_follow)
+        )
+
+    def start(self, command: Sequence[str], log: Path) -> Handle:
+        return _RayTask(
+            self.ray, self.remote.remote(list(command), str(log.resolve()), str(Path.cwd()))
+        )
+
+
+def _follow(command: list[str], log: str, folder: str) -> int:
+    """Runs the command; passes Ray's cancellation, a KeyboardInterrupt, on to it."""
+    with open(log, "wb") as file:
+        process = subprocess.Popen(
+            command, stdout=file, stderr=file, cwd=folder, start_new_session=True
+        )
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            process.terminate()
+            process.wait()
+            raise
+
+
+class _RayTask:
+    def __init__(self, ray: Any, task: Any) -> None:
+        self.ray, self.task = ray, task
+
+    def ended(self) -> bool:
+        done, _ = self.ray.wait([self.task], timeout=0)
+        return bool(done)
+
+    def stop(self, hard: bool) -> None:
+        self.ray.cancel(self.task, force=hard)
+
+
+def launcher(name: str, options: Mapping[str, str]) -> Launcher:
+    """The launcher of that name. Raises BadInput."""
+    if name == "slurm":
+        return Slurm(options)
+    if name == "ray":
+        return Ray(options)
+    if name != "local":
+        raise BadInput("launcher", name, "choose local, slurm or ray")
+    return Local()
+
+
+PYTHON = (sys.executable, "-m", "dcasgd_repro.cli")

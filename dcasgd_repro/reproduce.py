@@ -1,0 +1,209 @@
+"""Runs the cells that a study lacks, several at a time, each in a process of its own.
+
+A run lives under ``outputs/cells/<identity>``, so studies that share a configuration share its run.
+A run that fails takes no other with it; one that was stopped goes on from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from dcasgd_repro.config import length_of
+from dcasgd_repro.display import Display
+from dcasgd_repro.errors import BadInput
+from dcasgd_repro.launchers import PYTHON, Handle, Launcher
+from dcasgd_repro.study import MEANS, Cell, Study, identity
+
+CELLS = Path("outputs/cells")
+ENDED = ("finished", "diverged")
+VERIFIED = 200  # pushes whose rows are kept whole, so that a committed run can be verified
+POLL_S = 0.5
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a study."""
+
+    cell: Cell
+    seed: int
+    overrides: tuple[str, ...]
+    pushes: int
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.cell.name}-seed{self.seed}"
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Its summary.json; empty where there is none to read."""
+        with contextlib.suppress(OSError, ValueError):
+            content = json.loads((self.path / "summary.json").read_text())
+            return content if isinstance(content, dict) else {}
+        return {}
+
+    @property
+    def status(self) -> str:
+        """Its summary's; else "partial" where it was begun, else "missing"."""
+        begun = (self.path / "config.yaml").exists()
+        return str(self.summary.get("status", "partial" if begun else "missing"))
+
+    def done(self) -> int:
+        """Pushes that its metrics show."""
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            return int((self.path / "metrics.csv").read_text().splitlines()[-1].split(",")[0])
+        return 0
+
+    @cached_property
+    def command(self) -> list[str]:
+        """What one would type; a run that was begun keeps its number of threads."""
+        words = [*PYTHON, "train", *self.overrides, f"run_dir={self.path}"]
+        with contextlib.suppress(Exception):  # whatever is wrong with that file, train will say
+            threads = OmegaConf.load(self.path / "config.yaml").threads
+            words.append(f"threads={'null' if threads is None else threads}")
+        return words
+
+    def last_line(self) -> str:
+        """What its process said last."""
+        with contextlib.suppress(OSError):
+            text = (self.path / "train.log").read_text(errors="replace").replace("\r", "\n")
+            if lines := [line for line in text.splitlines() if line.strip()]:
+                return lines[-1].strip()
+        return "it said nothing"
+
+
+def jobs_of(study: Study, scale: str, seeds: int, extra: Sequence[str] = ()) -> list[Job]:
+    """All runs of a study, seed after seed: 0, 1, ... of every cell.
+
+    ``extra`` may only say with what means to compute (engine, threads, device, ...): anything else
+    would be another study's numbers. Raises BadInput.
+    """
+    for word in extra:
+        key, _, value = word.partition("=")
+        if key.split(".")[0] not in (*MEANS, "data", "checkpoint"):
+            remedy = "would make it another study: copy its folder, change the grid, and name that"
+            raise BadInput(key, value, remedy)
+    jobs = []
+    with initialize_config_module("dcasgd_repro.conf", version_base="1.3"):
+        for seed in range(seeds):
+            for cell in study.cells:
+                chosen = (f"scale={scale}", *cell.overrides, f"seed={seed}", *extra)
+                cfg = compose("config", overrides=list(chosen))
+                path = CELLS / identity(cfg)[:16]
+                jobs.append(Job(cell, seed, chosen, length_of(cfg).pushes, path))
+    return jobs
+
+
+def unique(jobs: Sequence[Job]) -> list[Job]:
+    """One job for each run: cells of one configuration share it."""
+    return list({job.path: job for job in jobs}.values())
+
+
+def run(jobs: Sequence[Job], at_a_time: int, launcher: Launcher, display: Display) -> list[Job]:
+    """Runs what has not ended yet; returns the jobs that failed, and how they went to ``display``.
+
+    SIGINT and SIGTERM end it with KeyboardInterrupt, once the runs have written their checkpoints;
+    a second one kills them.
+    """
+    waiting = [job for job in unique(jobs) if job.status not in ENDED]
+    running: dict[Path, tuple[Job, Handle]] = {}
+    failed: list[Job] = []
+    with _stopping(running), display:
+        while waiting or running:
+            while waiting and len(running) < at_a_time:
+                job = waiting.pop(0)
+                job.path.mkdir(parents=True, exist_ok=True)
+                running[job.path] = job, launcher.start(job.command, job.path / "train.log")
+                display.begun(job)
+            time.sleep(POLL_S)
+            for path, (job, handle) in list(running.items()):
+                if handle.ended():
+                    del running[path]
+                    if job.status not in ENDED:
+                        failed.append(job)
+                    display.ended(job)
+            display.show([job for job, _ in running.values()])
+    return failed
+
+
+@contextlib.contextmanager
+def _stopping(running: dict[Path, tuple[Job, Handle]]) -> Iterator[None]:
+    """Stops the runs when this is stopped: politely, and hard when it is asked for once more."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = [(number, signal.signal(number, stop)) for number in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        yield
+    except BaseException:
+        for hard in (False, True):
+            for _, handle in running.values():
+                handle.stop(hard)
+            with contextlib.suppress(KeyboardInterrupt):
+                while not all(handle.ended() for _, handle in running.values()):
+                    time.sleep(0.1)
+                break
+        raise
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+
+
+def keep(jobs: Sequence[Job], folder: Path) -> None:
+    """Copies the runs that ended or failed to ``folder/<cell>-seed<k>``: small text files.
+
+    Of metrics.csv the rows of evaluations and of the first 200 pushes.
+    """
+    for job in jobs:
+        if job.status not in (*ENDED, "failed"):
+            continue
+        target = folder / job.name
+        target.mkdir(parents=True, exist_ok=True)
+        for name in ("config.yaml", "provenance.json", "summary.json"):
+            shutil.copyfile(job.path / name, target / name)
+        lines = (job.path / "metrics.csv").read_text().splitlines(keepends=True)
+        column = lines[0].split(",").index("test_loss")
+        kept = [s for s in lines[1:] if s.split(",")[column] or int(s.split(",")[0]) <= VERIFIED]
+        (target / "metrics.csv").write_text("".join([lines[0], *kept]))
+
+
+def plan(jobs: Sequence[Job], at_a_time: int, seconds: Callable[[], float | None]) -> str:
+    """The table for --dry-run, with the time that the runs left should take here."""
+    lines = [f"{job.name:32} {job.status:9} {job.pushes:11,} pushes  {job.path}" for job in jobs]
+    left = [job for job in unique(jobs) if job.status not in ENDED]
+    pushes = sum(job.pushes - job.done() for job in left)
+    lines.append(f"{len(unique(jobs))} runs, {len(left)} to do: {pushes:,} pushes")
+    if left:
+        rate = seconds()
+        lines.append(
+            "how long a push takes here is not known before a run of this scale has ended"
+            if rate is None
+            else f"about {pushes * rate / at_a_time / 3600:.1f} h, {at_a_time} at a time, at "
+            f"{1000 * rate:.0f} ms a push (median of the runs there are; evaluations not counted)"
+        )
+    return "\n".join(lines)
+
+
+def seconds_per_push(scale: str) -> float | None:
+    """Median wall seconds a push, evaluations left out, of the runs of that scale in outputs/."""
+    rates = []
+    for file in CELLS.glob("*/summary.json"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+            summary = json.loads(file.read_text())
+            if summary["scale"] == scale:
+                rates.append(summary["wall_s"] / summary["pushes"])
+    return float(pd.Series(rates).median()) if rates else None

@@ -1,0 +1,201 @@
+"""Studies: the cells of a table or figure, as folders of experiments/ list them. No torch.
+
+grid.yaml   what to run and to ask, see KEYS
+claim.md    what the paper says, and what we call reproduced; written before the runs
+paper.csv   the paper's numbers by cell; curves.csv its digitised curves
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+from omegaconf import DictConfig
+
+from dcasgd_repro.config import APART, flat
+from dcasgd_repro.errors import BadInput
+
+FOLDER = Path(__file__).parents[1] / "experiments"
+if not FOLDER.exists():  # installed from a wheel, which does not hold it: a checkout's, from there
+    FOLDER = Path("experiments")
+
+KEYS = {
+    "title": "one line",
+    "cells": "name: what one types after `dcasgd-repro train`",
+    "for": "axis: [values]; a cell or claim with {axis} in it stands for one of each value",
+    "runs_of": "the study whose runs these are, in place of cells",
+    "claims": "a list, see Claim",
+    "figure": "how it is drawn, see figures.py",
+    "measure": "what claims are about, see evidence.MEASURES; last10 unless told",
+    "least_dc_ratio": "a claim whose correction is smaller than this is not reproduced",
+    "words": "what to print in place of a verdict",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One configuration of a study; its runs differ in the seed alone."""
+
+    name: str
+    overrides: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """``lower`` is below ``higher``; or, with ``within``, ``lower`` is near ``paper``.
+
+    ``paper``   the paper's own difference (its value, with ``within``); None: it has no number
+    ``within``  as a part of ``paper``
+    """
+
+    lower: str
+    higher: str | None
+    paper: float | None
+    within: float | None = None
+
+    def __str__(self) -> str:
+        if self.higher is None:
+            return f"{self.lower} within {self.within:.0%} of {self.paper:g}"
+        return f"{self.lower} < {self.higher}"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A folder of experiments/, read."""
+
+    name: str
+    folder: Path
+    title: str
+    cells: tuple[Cell, ...]
+    claims: tuple[Claim, ...]
+    runs_of: str  # the study whose runs these are: mostly itself
+    figure: str
+    measure: str
+    least_dc_ratio: float = 0.0
+    words: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def paper(self) -> pd.DataFrame:
+        """The paper's numbers, a row for each cell that it has; empty where it has none."""
+        return _table(self.folder / "paper.csv").set_index("cell")
+
+    @cached_property
+    def curves(self) -> pd.DataFrame:
+        """The paper's digitised curves: cell, workers, split, epoch or seconds, error."""
+        return _table(self.folder / "curves.csv")
+
+
+def study(name: str) -> Study:
+    """The study of that name, or of the one name that begins so, or in that folder. BadInput."""
+    near = [known for known in names() if known.startswith(name)]
+    folder = FOLDER / (near[0] if len(near) == 1 else name)
+    if (Path(name) / "grid.yaml").exists():
+        folder = Path(name).resolve()
+    grid = folder / "grid.yaml"
+    if not grid.exists():
+        remedy = f"choose {', '.join(near or names()) or 'none here'}, or a folder with a grid.yaml"
+        raise BadInput("study", name, f"no such study; {remedy}")
+    try:
+        content = yaml.safe_load(grid.read_text())
+        return _read(folder, content)
+    except BadInput:
+        raise
+    except (OSError, yaml.YAMLError) as error:
+        raise BadInput("study", grid, f"not readable: {' '.join(str(error).split())}") from None
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        remedy = f"not understood ({type(error).__name__}: {error}); its keys: {', '.join(KEYS)}"
+        raise BadInput("study", grid, remedy) from None
+
+
+def names() -> list[str]:
+    """The studies of this checkout."""
+    return sorted(path.parent.name for path in FOLDER.glob("*/grid.yaml"))
+
+
+def _read(folder: Path, content: Any) -> Study:
+    grid = folder / "grid.yaml"
+    if not isinstance(content, dict) or not {"title"} <= content.keys() <= KEYS.keys():
+        raise BadInput("study", grid, f"give a title and cells; its keys are {', '.join(KEYS)}")
+    if ("cells" in content) == ("runs_of" in content):
+        raise BadInput("study", grid, "give cells, or runs_of: another study")
+    points = list(_points(content.get("for") or {}))
+    if "runs_of" in content:
+        whole = study(str(content["runs_of"]))
+        cells, runs_of = whole.cells, whole.runs_of
+    else:
+        cells = tuple(
+            Cell(key.format(**point), tuple(shlex.split(str(text).format(**point))))
+            for key, text in content["cells"].items()
+            for point in (points if "{" in key else [{}])
+        )
+        runs_of = folder.name
+    claims = tuple(
+        _claim(line, point)
+        for line in content.get("claims") or []
+        for point in (points if any("{" in str(v) for v in line.values()) else [{}])
+    )
+    known = {cell.name for cell in cells}
+    if len(known) < len(cells):
+        raise BadInput("study", grid, "two cells have one name")
+    for claim in claims:
+        for side in {claim.lower, claim.higher} - {None} - known:
+            raise BadInput("study", grid, f"a claim names {side}, which is no cell")
+    return Study(
+        name=folder.name,
+        folder=folder,
+        title=str(content["title"]),
+        cells=cells,
+        claims=claims,
+        runs_of=runs_of,
+        figure=str(content.get("figure", "epochs")),
+        measure=str(content.get("measure", "last10")),
+        least_dc_ratio=float(content.get("least_dc_ratio", 0.0)),
+        words=dict(content.get("words") or {}),
+    )
+
+
+def _claim(line: Mapping[str, Any], point: Mapping[str, Any]) -> Claim:
+    paper = None if line["paper"] is None else float(line["paper"])
+    if "cell" in line:
+        return Claim(str(line["cell"]).format(**point), None, paper, float(line["within"]))
+    return Claim(line["lower"].format(**point), line["higher"].format(**point), paper)
+
+
+def _points(axes: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    for values in itertools.product(*axes.values()):
+        yield dict(zip(axes, values, strict=True))
+
+
+def _table(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path) if path.exists() else pd.DataFrame({"cell": []})
+
+
+# A run is the same one whatever it is computed with; its provenance says with what.
+MEANS = ("engine", "threads", "device", "deterministic", "fused", "log_every")
+
+
+def identity(cfg: DictConfig) -> str:
+    """sha256 of what the resolved config says of the numbers, seed included.
+
+    A key that is null counts as absent, so that a new key leaves the runs there are what they were.
+    """
+    content = flat(cfg, apart=(*APART, *MEANS))
+    given = {key: _plain(value) for key, value in content.items() if value is not None}
+    return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """2 and 2.0 are one number."""
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return float(value) if whole else value
