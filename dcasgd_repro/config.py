@@ -27,6 +27,8 @@ PARTS = (*LEAVES, "model", "data", "seeds", "checkpoint")
 # Keys inside groups that conf/ fills in from a key outside: the one on the right is the user's.
 LINKS = {
     "rule.batch": "batch",
+    "lr.workers": "workers",
+    "lr.epochs": "epochs",
     "schedule.workers": "workers",
     "schedule.seed": "seeds.schedule",
     "task.seed": "seeds.data",

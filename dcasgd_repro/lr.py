@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
-from dcasgd_repro.errors import BadInput, check_number
+from dcasgd_repro.errors import BadInput, check_number, check_whole
 
 
 @dataclass(frozen=True)
@@ -37,3 +38,34 @@ class Step:
         if epoch < self.warmup:
             rate *= self.start + (1 - self.start) * epoch / self.warmup
         return rate
+
+
+@dataclass(frozen=True)
+class Warmed:
+    """``Step``, warmed up linearly from ``base / M`` to ``base`` over a share of the run.
+
+    ``share`` (default 5 of 160 epochs) is a part of ``epochs``, the length of the run, so that a
+    scaled-down run warms up for as large a part of it. Raises BadInput.
+    """
+
+    base: float
+    milestones: Sequence[float]
+    workers: int
+    epochs: float
+    share: float = 5 / 160
+    factor: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_whole("workers", self.workers)
+        check_number("epochs", self.epochs, ends="()")
+        check_number("share", self.share, 0, 1, "[]")
+        _ = self.step  # which checks the rest
+
+    @cached_property
+    def step(self) -> Step:
+        """The same rate with its warm-up in epochs."""
+        warmup = self.share * self.epochs
+        return Step(self.base, self.milestones, self.factor, warmup, 1 / self.workers)
+
+    def __call__(self, epoch: float) -> float:
+        return self.step(epoch)

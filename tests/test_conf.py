@@ -85,7 +85,7 @@ def test_every_rule_on_the_quadratic(rule: str, barrier: bool, tmp_path: Path) -
     assert summary["test_error_final"] is None
 
 
-@pytest.mark.parametrize("name", sorted(set(SCHEDULES) - {"file", "sequential"}))
+@pytest.mark.parametrize("name", sorted(set(SCHEDULES) - {"file", "delays", "sequential"}))
 def test_every_schedule_gives_the_pushes_asked_for(name: str) -> None:
     log = config.schedule_of(composed(f"schedule={name}", "workers=8"), 100)
     assert (log.pushes, log.workers) == (100, 8)

@@ -12,7 +12,7 @@ FLOORS = [
     {"errors", "__init__"},
     {"models", "data"},
     {"schedule", "rules", "lr", "faults", "device", "pages", "launchers"},
-    {"simulate", "tasks", "optim", "config"},
+    {"simulate", "tasks", "optim", "config", "recorded"},
     {"fast", "record", "checkpoint", "study"},
     {"experiment", "report", "bench"},
     {"evidence", "reproduce"},
@@ -50,7 +50,8 @@ def test_imports_go_down(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["cli", "schedule", "report", "config", "data.fetch", "results", "reproduce"]
+    "module",
+    ["cli", "schedule", "recorded", "report", "config", "data.fetch", "results", "reproduce"],
 )
 def test_answers_without_torch(module: str) -> None:
     code = f"import sys, dcasgd_repro.{module}; sys.exit('torch' in sys.modules)"
