@@ -46,7 +46,9 @@ def test_imports_go_down(path: Path) -> None:
     assert not up, f"{here} imports {up}"
 
 
-@pytest.mark.parametrize("module", ["cli", "schedule", "report", "config", "data.fetch"])
+@pytest.mark.parametrize(
+    "module", ["cli", "schedule", "report", "config", "data.fetch", "data.decode"]
+)
 def test_answers_without_torch(module: str) -> None:
     code = f"import sys, dcasgd_repro.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
