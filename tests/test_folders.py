@@ -106,6 +106,15 @@ def test_batch_depends_on_nothing_but_worker_and_k(root: Path) -> None:
             here.batch(*at)
 
 
+def test_a_workers_next_batch_is_begun_with_its_present_one(root: Path) -> None:
+    data, begun = folders(root, processes=1), []
+    begin = data._begin
+    data._begin = lambda m, k: begun.append((m, k)) or begin(m, k)
+    for at in ((0, 0), (0, 1), (1, 4), (1, 0)):
+        data.batch(*at)
+    assert begun == [(0, 0), (0, 1), (0, 2), (1, 4), (1, 5), (1, 0), (1, 1)]
+
+
 def test_an_epoch_has_no_image_twice_and_every_label_is_right(flat: Path) -> None:
     data = folders(flat, workers=3, batch=4)
     assert (data.size, data.classes, data.batches_per_epoch) == (27, 3, 2)
@@ -124,7 +133,7 @@ def test_an_epoch_has_no_image_twice_and_every_label_is_right(flat: Path) -> Non
     assert len({image for epoch in epochs for image in epoch}) == 27  # others sit out each time
 
 
-def test_an_image_is_augmented_alike_whatever_the_partition(flat: Path, root: Path) -> None:
+def test_an_image_is_augmented_alike_whatever_the_partition(root: Path) -> None:
     """In one epoch an image has one window and flip, for any M and batch size; another, another."""
 
     def epoch(number: int, **keys: int) -> set[bytes]:
