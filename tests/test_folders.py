@@ -359,15 +359,15 @@ def test_a_killed_process_is_told(root: Path) -> None:
 
 
 def test_a_data_set_let_go_ends_its_processes(root: Path) -> None:
-    threads = threading.active_count()
+    before = set(threading.enumerate())
     data = folders(root, processes=2)
     data.batch(0, 0)
-    assert threading.active_count() == threads + 2
+    feeding = set(threading.enumerate()) - before  # one for each process; waits for its end
+    assert len(feeding) == 2
     del data
-    began = time.perf_counter()
-    while threading.active_count() > threads:
-        assert time.perf_counter() - began < 20
-        time.sleep(0.02)
+    for thread in feeding:
+        thread.join(20)
+        assert not thread.is_alive()
 
 
 # --- the experiment -------------------------------------------------------------------------------
