@@ -55,7 +55,7 @@ usage: dcasgd-repro train [+exp=NAME] [KEY=VALUE ...] [-m]
   rule=         {rule}
   schedule=     {schedule}
   scale=        {scale} (unset: paper with a CUDA device, else laptop;
-                smoke for a task other than cifar10)
+                imagenet for task imagenet, smoke for the others)
   KEY=VALUE     any key of the config: workers=4 rule.lam0=1 seed=3 epochs=2 device=cpu
                 run_dir=DIR augment=false lr.base=0.1 task.weight_decay=1e-4
   -m            a sweep: seed=0,1,2 rule=asgd,dcasgd_a runs every combination
@@ -78,7 +78,8 @@ usage: dcasgd-repro schedule [schedule=NAME] [workers=M] [KEY=VALUE ...]
                 run_dir=DIR (where the log and the figure go)
 
 Prints the table of delays, the log's sha256 and its simulated duration; saves the log, the table
-and a histogram. The number of pushes is that of the scale (unset: paper).
+and a histogram. The number of pushes is that of the scale (unset: as for train, with paper for
+cifar10).
 
 examples
   dcasgd-repro schedule schedule=gamma workers=8
@@ -287,9 +288,11 @@ def default_scale(command: str, arguments: list[str]) -> list[str]:
     """The scale to add where none is given; see the help."""
     if any(a.startswith("scale=") for a in arguments):
         return []
-    task = [a.split("=", 1)[1] for a in arguments if a.startswith("task=")]
-    if task and task[-1] != "cifar10":
-        return ["scale=smoke"]
+    tasks = chosen_tasks(arguments)
+    if "imagenet" in tasks and len(tasks) > 1:
+        raise BadInput("scale", None, f"choose one; {', '.join(sorted(tasks))} have no common one")
+    if tasks != {"cifar10"}:
+        return ["scale=imagenet" if tasks == {"imagenet"} else "scale=smoke"]
     if command == "schedule":  # answers without torch, and a longer log begins like a shorter one
         return ["scale=paper"]
     import torch
@@ -297,9 +300,24 @@ def default_scale(command: str, arguments: list[str]) -> list[str]:
     return ["scale=paper" if torch.cuda.is_available() else "scale=laptop"]
 
 
+def chosen_tasks(arguments: list[str]) -> set[str]:
+    """The tasks that a command runs: those it names, else its experiments', else the default."""
+    if named := [a.partition("=")[2] for a in arguments if a.startswith("task=")]:
+        return set(named[-1].split(","))
+    tasks = set()
+    for name in (n for a in arguments if a.startswith("+exp=") for n in a[5:].split(",")):
+        file = CONF / "exp" / f"{name}.yaml"
+        lines = file.read_text().splitlines() if file.is_file() else []
+        found = [line.partition("override /task:")[2].strip() for line in lines]
+        tasks.add(next(filter(None, found), "cifar10"))
+    return tasks or {"cifar10"}
+
+
 def refuse_unread(cfg: DictConfig, arguments: list[str], known: list[str]) -> None:
     """Refuses an added key that nothing reads, and one for a part that this task does not read."""
     from omegaconf import OmegaConf
+
+    from dcasgd_repro.config import task_name
 
     added = [a.lstrip("+") for a in arguments if a.startswith("+") and not a.startswith("+exp=")]
     for key, _, value in (a.partition("=") for a in added):
@@ -310,7 +328,7 @@ def refuse_unread(cfg: DictConfig, arguments: list[str], known: list[str]) -> No
         key, _, value = argument.lstrip("+~").partition("=")
         part = key.split(".")[0]
         if part in ("model", "augment", "data", "test_images") and f"${{{part}" not in task:
-            raise BadInput(key, value, f"{cfg.task._target_} reads no {part}; leave it out")
+            raise BadInput(key, value, f"task {task_name(cfg)} reads no {part}; leave it out")
 
 
 def train(cfg: DictConfig, argv: Sequence[str]) -> int:

@@ -160,13 +160,13 @@ def named(cfg: DictConfig, where: str, error: BadInput) -> BadInput:
 
 
 def task_name(cfg: DictConfig) -> str:
-    """cifar10, synthetic or quadratic."""
+    """cifar10, synthetic, imagefolder or quadratic."""
     target = OmegaConf.select(cfg, "task.data._target_") or cfg.task._target_
     return str(target).rsplit(".", 1)[-1].lower()
 
 
 # Keys that name a place, a label or a way of working: the numbers do not depend on them.
-APART = ("run_dir", "root", "exp", "scale", "resume", "checkpoint")
+APART = ("run_dir", "root", "exp", "scale", "resume", "checkpoint", "processes")
 
 
 def flat(cfg: Any, apart: Sequence[str] = APART, resolve: bool = True) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def run(cfg: DictConfig, argv: Sequence[str] = (), say: Callable[[str], None] = 
             if ended(cfg, path, schedule, say):  # by another process, meanwhile
                 return path
             experiment.resume(device)
-            say(describe(cfg, rule, length, len(server.w), device, path))
+            say(describe(cfg, rule, leaf, length, len(server.w), device, path))
             for note in notes(cfg, rule, schedule):
                 say(f"note      {note}")
             if server.pushes:
@@ -298,6 +298,7 @@ def run_dir(cfg: DictConfig) -> Path:
 def describe(
     cfg: DictConfig,
     rule: Any,
+    leaf: Any,
     length: Length,
     parameters: int,
     device: torch.device,
@@ -305,7 +306,7 @@ def describe(
 ) -> str:
     """What the run resolved to, a line for each part."""
     schedule = str(build(cfg, "schedule"))
-    model = f"ResNet-{cfg.model.depth} width {cfg.model.width}, " if "model" in cfg.task else ""
+    model = f"{leaf.model}, " if hasattr(leaf, "model") else ""
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     lines = {
         "rule": rule,

@@ -56,6 +56,9 @@ class ResNet:
         check_whole("classes", self.classes, 2)
         check_choice("norm", self.norm, ("batch", "none"))
 
+    def __str__(self) -> str:
+        return f"ResNet-{self.depth} width {self.width}"
+
     def build(self) -> nn.Module:
         return _SmallResNet(self)
 
@@ -68,6 +71,9 @@ class ResNet50:
 
     def __post_init__(self) -> None:
         check_whole("classes", self.classes, 2)
+
+    def __str__(self) -> str:
+        return "ResNet-50"
 
     def build(self) -> nn.Module:
         from torchvision import models  # slow to import, and only ImageNet needs it

@@ -115,6 +115,8 @@ def one_run(path: Path) -> str:
     if run.summary["task"] == "synthetic":
         lines.append("  (generated images: nothing here is about CIFAR-10)")
     for key, words, form, unit in RESULT:
+        if run.summary["task"] != "cifar10":
+            words = words.removesuffix(", as in the paper's Table 1")
         if run.summary[key] is not None:
             lines.append(f"  {words:52} {run.summary[key]:{form}}{unit}")
     lines.append(f"  weights sha256 {run.summary['weights_sha256']}")

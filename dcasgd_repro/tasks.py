@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dcasgd_repro.data.folders import Folders
 from dcasgd_repro.data.images import Batch, Images
 from dcasgd_repro.errors import BadInput, check_number, check_whole
 
@@ -95,7 +96,7 @@ class Classification:
     """Cross-entropy of a network on labelled images, plus ``weight_decay / 2 ||w||^2``.
 
     ``model``          a leaf whose ``build()`` makes the network
-    ``data``           a leaf whose ``load(device, dtype)`` gives ``Images``
+    ``data``           a leaf whose ``load(device, dtype)`` gives ``Images`` or ``Folders``
     ``weight_decay``   belongs to the loss: its gradient is taken where the loss's is, at w_bak
     ``stats_images``   how many training images BatchNorm's statistics are recomputed from
     ``train_images``   how many training images ``train_error`` is measured on
@@ -144,10 +145,18 @@ class Classifier:
     """
 
     def __init__(
-        self, conf: Classification, images: Images, device: torch.device, dtype: torch.dtype
+        self,
+        conf: Classification,
+        images: Images | Folders,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
         self.conf, self.images = conf, images
         self.md5 = images.md5
+        if getattr(conf.model, "classes", images.classes) != images.classes:
+            raise BadInput(
+                "task.model.classes", conf.model.classes, f"the data has {images.classes} classes"
+            )
         self.device, self.dtype = device, dtype
         self._take(self._network(seed=0))
         self.evaluated = self._network(seed=0)

@@ -30,7 +30,8 @@ def composed(*overrides: str) -> DictConfig:
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_runs_three_pushes(name: str, tmp_path: Path) -> None:
-    assert "Table 1" in (cli.CONF / "exp" / f"{name}.yaml").read_text().splitlines()[1]
+    item = "Table 2 and Figure 4" if "imagenet" in name else "Table 1 and Figure 2"
+    assert item in (cli.CONF / "exp" / f"{name}.yaml").read_text().splitlines()[1]
     cfg = composed(f"+exp={name}", *THREE_PUSHES, f"run_dir={tmp_path / 'run'}")
     run = experiment.run(cfg, ["argv"], say=lambda line: None)
     assert sorted(p.name for p in run.iterdir()) == sorted([*FILES, "tensorboard"])
@@ -43,7 +44,7 @@ def test_every_experiment_runs_three_pushes(name: str, tmp_path: Path) -> None:
     assert provenance["schedule_sha256"] == summary["schedule_sha256"]
     assert provenance["argv"] == ["argv"]
     resolved = OmegaConf.load(run / "config.yaml")
-    assert resolved.workers == (1 if name == "cifar_sgd" else 8)
+    assert resolved.workers == (1 if name == "cifar_sgd" else 16 if "imagenet" in name else 8)
     assert OmegaConf.to_yaml(resolved) == OmegaConf.to_yaml(cfg, resolve=True)
 
     metrics = pd.read_csv(run / "metrics.csv")

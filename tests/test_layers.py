@@ -51,7 +51,17 @@ def test_imports_go_down(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["cli", "schedule", "recorded", "report", "config", "data.fetch", "results", "reproduce"],
+    [
+        "cli",
+        "schedule",
+        "recorded",
+        "report",
+        "config",
+        "data.fetch",
+        "data.decode",
+        "results",
+        "reproduce",
+    ],
 )
 def test_answers_without_torch(module: str) -> None:
     code = f"import sys, dcasgd_repro.{module}; sys.exit('torch' in sys.modules)"

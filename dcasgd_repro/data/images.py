@@ -11,7 +11,7 @@ import threading
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -37,6 +37,77 @@ class Batch(NamedTuple):
     labels: Tensor
 
 
+Epoch = TypeVar("Epoch")
+
+
+class Partitioned(Generic[Epoch]):
+    """The part of a data set that says which images are mini-batch k of worker m.
+
+    Epoch ``e = k // batches_per_epoch`` has a permutation of all images; worker m takes its m-th
+    stretch of ``size // workers`` images, in ``batches_per_epoch`` whole batches. So in one epoch
+    no image comes twice, over all workers; the few that fill no whole batch sit it out, and other
+    ones in the next. ``_draw`` says what else an epoch has. Raises BadInput: ``workers``,
+    ``batch`` or ``seed`` out of range, or a batch larger than a shard.
+    """
+
+    def __init__(self, size: int, workers: int, batch: int, seed: int) -> None:
+        self.size, self.workers, self.batch_size, self.seed = size, workers, batch, seed
+        self.batches_per_epoch = batches_per_epoch(size, workers, batch, seed)
+        self._epochs: dict[int, Epoch] = {}
+
+    def _draw(self, number: int) -> Epoch:
+        raise NotImplementedError
+
+    def _order(self, number: int) -> np.ndarray:
+        """The permutation of an epoch, int64 [N]."""
+        return stream(self.seed, "order", number).permutation(self.size)
+
+    def _place(self, worker: int, k: int) -> tuple[int, slice]:
+        """The epoch of mini-batch k of a worker, and where in its order the mini-batch lies."""
+        if not (0 <= worker < self.workers and k >= 0):
+            raise IndexError(f"no batch {k} of worker {worker} among {self.workers}")
+        number, turn = divmod(k, self.batches_per_epoch)
+        start = worker * (self.size // self.workers) + turn * self.batch_size
+        return number, slice(start, start + self.batch_size)
+
+    def _epoch(self, number: int) -> Epoch:
+        with _DRAWING:  # once, whichever thread asks first
+            epoch = self._epochs.get(number)
+            if epoch is None:
+                epoch = self._draw(number)
+                if len(self._epochs) >= EPOCHS_KEPT:
+                    del self._epochs[min(self._epochs)]
+                self._epochs[number] = epoch
+            return epoch
+
+
+class Normalise:
+    """uint8 [B, H, W, C] -> ``(x / 255 - mean) / std``, [B, C, H, W], memory channels last.
+
+    ``mean`` and ``std`` are per channel, in units of the pixel range; ``pixels`` is H x W.
+    """
+
+    def __init__(
+        self,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        pixels: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        # As x * scale + shift, repeated for every pixel: a last dimension of 3 would be six times
+        # slower. Never computed below float32.
+        self._dtype, self._working = dtype, torch.promote_types(dtype, torch.float32)
+        spread = np.asarray(std, np.float64)
+        scale, shift = 1 / (255 * spread), -np.asarray(mean, np.float64) / spread
+        self._scale = torch.from_numpy(np.tile(scale, pixels)).to(device, self._working)
+        self._shift = torch.from_numpy(np.tile(shift, pixels)).to(device, self._working)
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        flat = pixels.reshape(len(pixels), -1).to(self._working).mul_(self._scale).add_(self._shift)
+        return flat.to(self._dtype).view(pixels.shape).permute(0, 3, 1, 2)
+
+
 class _Epoch(NamedTuple):
     """One epoch's order of the images [N], and the augmentation of each, in that order."""
 
@@ -45,13 +116,8 @@ class _Epoch(NamedTuple):
     flip: Tensor  # int64, 0 or 1
 
 
-class Images:
+class Images(Partitioned[_Epoch]):
     """A training and a test split on one device, partitioned anew over the workers every epoch.
-
-    Epoch ``e = k // batches_per_epoch`` has a permutation of all images; worker m takes its m-th
-    stretch of ``size // workers`` images, in ``batches_per_epoch`` whole batches. So in one epoch
-    no image comes twice, over all workers; the few that fill no whole batch sit it out, and other
-    ones in the next.
 
     Augmentation is the usual one of the CIFAR-10 ResNets (He et al. 2016, section 4.2): a random
     32x32 crop of the image padded by 4, and a horizontal flip with probability 1/2. The padding is
@@ -89,9 +155,8 @@ class Images:
         md5: dict[str, str] | None = None,
     ) -> None:
         self.name, self.classes, self.md5 = name, classes, dict(md5 or {})
-        self.size = len(train[1])
-        self.workers, self.batch_size, self.seed, self.augment = workers, batch, seed, augment
-        self.batches_per_epoch = _batches_per_epoch(self.size, workers, batch, seed)
+        super().__init__(len(train[1]), workers, batch, seed)
+        self.augment = augment
         self.device, self.dtype = torch.device(device), dtype
         self._pad = PAD if augment else 0
         self._train = _channels_last(train[0], self._pad).to(self.device)
@@ -110,24 +175,12 @@ class Images:
         self._row_starts = torch.arange(self._height, device=self.device) * padded_width
         self._image_pixels = (self._height + 2 * self._pad) * padded_width
 
-        # (x / 255 - mean) / std as x * scale + shift, repeated for every pixel: a last dimension
-        # of 3 would be six times slower. Never computed below float32.
-        self._working = torch.promote_types(dtype, torch.float32)
-        spread = np.asarray(std, np.float64)
-        tiles = self._height * self._width
-        scale, shift = 1 / (255 * spread), -np.asarray(mean, np.float64) / spread
-        self._scale = torch.from_numpy(np.tile(scale, tiles)).to(self.device, self._working)
-        self._shift = torch.from_numpy(np.tile(shift, tiles)).to(self.device, self._working)
-        self._epochs: dict[int, _Epoch] = {}
+        self._normalised = Normalise(mean, std, self._height * self._width, self.device, dtype)
 
     def batch(self, worker: int, k: int) -> Batch:
         """The k-th mini-batch of a worker, both counted from 0; any k, in any order."""
-        if not (0 <= worker < self.workers and k >= 0):
-            raise IndexError(f"no batch {k} of worker {worker} among {self.workers}")
-        number, turn = divmod(k, self.batches_per_epoch)
+        number, mine = self._place(worker, k)
         epoch = self._epoch(number)
-        start = worker * (self.size // self.workers) + turn * self.batch_size
-        mine = slice(start, start + self.batch_size)
         order = epoch.order[mine]
         first = order * self._image_pixels + epoch.crop[mine]
         rows = self._rows.index_select(0, (first[:, None] + self._row_starts).view(-1))
@@ -155,26 +208,11 @@ class Images:
         for pixels, some in zip(images.split(size), labels.split(size), strict=True):
             yield Batch(self._normalised(pixels), some)
 
-    def _normalised(self, pixels: Tensor) -> Tensor:
-        """[B, H, W, C] uint8 -> [B, C, H, W] floating, whose memory stays channels last."""
-        flat = pixels.reshape(len(pixels), -1).to(self._working).mul_(self._scale).add_(self._shift)
-        return flat.to(self.dtype).view(pixels.shape).permute(0, 3, 1, 2)
-
-    def _epoch(self, number: int) -> _Epoch:
-        with _DRAWING:  # once, whichever thread asks first
-            epoch = self._epochs.get(number)
-            if epoch is None:
-                epoch = self._draw(number)
-                if len(self._epochs) >= EPOCHS_KEPT:
-                    del self._epochs[min(self._epochs)]
-                self._epochs[number] = epoch
-            return epoch
-
     def _draw(self, number: int) -> _Epoch:
-        order = _stream(self.seed, "order", number).permutation(self.size)
+        order = self._order(number)
         crop, flip = np.zeros(self.size, np.int64), np.zeros(self.size, np.int64)
         if self.augment:
-            random = _stream(self.seed, "augment", number)
+            random = stream(self.seed, "augment", number)
             down, right = random.integers(0, 2 * PAD + 1, (2, self.size))
             crop = (down * (self._width + 2 * PAD) + right)[order]
             flip = random.integers(0, 2, self.size)[order]
@@ -205,7 +243,7 @@ class CIFAR10:
     def __post_init__(self) -> None:
         _limit("test_images", self.test_images, fetch.RECORDS)
         available = _limit("train_images", self.train_images, 5 * fetch.RECORDS)
-        _batches_per_epoch(available, self.workers, self.batch, self.seed)
+        batches_per_epoch(available, self.workers, self.batch, self.seed)
         check_choice("augment", self.augment, (True, False))
 
     def load(
@@ -257,7 +295,7 @@ class Synthetic:
         for key in ("train_images", "test_images"):
             check_whole(key, getattr(self, key), 1, 200_000)
         check_whole("classes", self.classes, 2)
-        _batches_per_epoch(self.train_images, self.workers, self.batch, self.seed)
+        batches_per_epoch(self.train_images, self.workers, self.batch, self.seed)
         check_choice("augment", self.augment, (True, False))
         check_number("noise", self.noise)
 
@@ -290,16 +328,16 @@ def generate(split: str, count: int, classes: int, noise: float) -> Split:
     width = 32
     waves = np.fft.fftfreq(width, 1 / width)
     smooth = (np.abs(waves)[:, None] <= FREQUENCIES) & (np.abs(waves) <= FREQUENCIES)
-    white = _stream(SYNTHETIC_SEED, "patterns", 0).standard_normal((classes, 3, width, width))
+    white = stream(SYNTHETIC_SEED, "patterns", 0).standard_normal((classes, 3, width, width))
     patterns = np.fft.ifft2(np.fft.fft2(white) * smooth).real
     patterns /= patterns.std(axis=(1, 2, 3), keepdims=True)
     twice = np.tile(patterns.astype(np.float32), (1, 1, 2, 2))
     shifted = np.lib.stride_tricks.sliding_window_view(twice, (width, width), axis=(2, 3))
 
-    labels = _stream(SYNTHETIC_SEED, f"{split} labels", 0).integers(0, classes, count)
-    shifts = _stream(SYNTHETIC_SEED, f"{split} shifts", 0).integers(0, width, (count, 2))
-    contrast = _stream(SYNTHETIC_SEED, f"{split} contrast", 0).uniform(20, 60, count)
-    images = _stream(SYNTHETIC_SEED, f"{split} noise", 0).standard_normal(
+    labels = stream(SYNTHETIC_SEED, f"{split} labels", 0).integers(0, classes, count)
+    shifts = stream(SYNTHETIC_SEED, f"{split} shifts", 0).integers(0, width, (count, 2))
+    contrast = stream(SYNTHETIC_SEED, f"{split} contrast", 0).uniform(20, 60, count)
+    images = stream(SYNTHETIC_SEED, f"{split} noise", 0).standard_normal(
         (count, 3, width, width), np.float32
     )
     images *= noise
@@ -309,10 +347,10 @@ def generate(split: str, count: int, classes: int, noise: float) -> Split:
     return np.clip(images, 0, 255, out=images).astype(np.uint8), labels
 
 
-def _stream(seed: int, name: str, number: int) -> np.random.Generator:
-    """An own stream of random numbers for each (seed, name, number)."""
+def stream(seed: int, name: str, *numbers: int) -> np.random.Generator:
+    """An own stream of random numbers for each (seed, name, numbers)."""
     return np.random.default_rng(
-        np.random.SeedSequence(seed, spawn_key=(zlib.crc32(name.encode()), number))
+        np.random.SeedSequence(seed, spawn_key=(zlib.crc32(name.encode()), *numbers))
     )
 
 
@@ -328,7 +366,8 @@ def _first(split: Split, count: int | None) -> Split:
     return split[0][:count], split[1][:count]
 
 
-def _batches_per_epoch(size: int, workers: int, batch: int, seed: int) -> int:
+def batches_per_epoch(size: int, workers: int, batch: int, seed: int) -> int:
+    """Whole batches in one worker's shard; refuses counts that leave none."""
     check_whole("workers", workers, 1)
     check_whole("batch", batch, 1)
     check_whole("seed", seed, 0)
