@@ -437,7 +437,8 @@ def reproduce(arguments: list[str]) -> int:
     from dcasgd_repro.study import study
 
     chosen, cuda = study(named[0]), torch.cuda.is_available()
-    scale = given.pop("scale", "paper" if cuda else "laptop")
+    own = chosen.paper_scale
+    scale = given.pop("scale", own if cuda or own != "paper" else "laptop")
     if scale not in choices("scale").split(", "):
         raise BadInput("scale", scale, f"no such scale, choose {choices('scale')}")
     seeds = whole("seeds", given.pop("seeds", "3"))

@@ -16,7 +16,7 @@ from dcasgd_repro.errors import BadInput
 from dcasgd_repro.report import Run, tabulate
 from dcasgd_repro.study import Claim, Study
 
-ELSEWHERE = "at scale=paper only"
+ELSEWHERE = "at the paper's scale only"
 ENOUGH = 3  # seeds, before a verdict is given
 UNITS = {"last10": "points", "before_drop": "points", "simulated_s": "s"}
 
@@ -80,6 +80,11 @@ class Evidence:
     results: Path
 
     @property
+    def of_the_paper(self) -> bool:
+        """Whether this scale speaks about the paper."""
+        return self.scale == self.study.paper_scale
+
+    @property
     def folder(self) -> Path:
         return self.results / self.study.name / self.scale
 
@@ -104,7 +109,9 @@ class Evidence:
     def values(self, cell: str, measure: str | None = None) -> dict[int, float]:
         """The measure of each finished run of a cell, by seed, where it has one."""
         read = MEASURES[measure or self.study.measure]
-        found = {run.summary["seed"]: read(run) for run in self.runs[cell] if run.finished}
+        found = {
+            run.summary["seed"]: read(run, self.study) for run in self.runs[cell] if run.finished
+        }
         return {seed: value for seed, value in found.items() if math.isfinite(value)}
 
     @cached_property
@@ -120,11 +127,11 @@ class Evidence:
         else:
             assert claim.paper is not None
             apart = difference(lower, dict.fromkeys(lower, claim.paper))
-            if self.scale != "paper":
+            if not self.of_the_paper:
                 apart = Difference(math.nan, math.inf, 0)
         ratios = [r.summary["dc_ratio_mean"] for r in self.runs[claim.lower] if r.finished]
         ratio = float(np.mean(ratios)) if ratios else math.nan
-        word = verdict(claim, apart, ratio, self.study.least_dc_ratio, self.scale)
+        word = verdict(claim, apart, ratio, self.study.least_dc_ratio, self.of_the_paper)
         if word != ELSEWHERE and not all(run.finished for run in runs):
             word = "undecided"
         return Found(claim, apart, ratio, word)
@@ -198,14 +205,14 @@ class Evidence:
 
 
 def verdict(
-    claim: Claim, found: Difference, dc_ratio: float, least_dc_ratio: float, scale: str
+    claim: Claim, found: Difference, dc_ratio: float, least_dc_ratio: float, of_the_paper: bool
 ) -> str:
     """reproduced, "reproduced, smaller", not reproduced or undecided, as claim.md defines them.
 
-    The paper's own numbers count at ``scale=paper`` only.
+    The paper's own numbers count at its scale only (``of_the_paper``).
     """
     if claim.higher is None:
-        if scale != "paper" or not found.n:
+        if not of_the_paper or not found.n:
             return ELSEWHERE
         assert claim.paper is not None
         assert claim.within is not None
@@ -215,26 +222,30 @@ def verdict(
         return "undecided"
     if least_dc_ratio and dc_ratio < least_dc_ratio:
         return "not reproduced"
-    least = claim.paper / 2 if claim.paper is not None and scale == "paper" else 0.0
+    least = claim.paper / 2 if claim.paper is not None and of_the_paper else 0.0
     if found.low > 0:
         return "reproduced, smaller" if found.high < least else "reproduced"
     return "not reproduced" if found.high < least else "undecided"
 
 
-def before_drop(run: Run) -> float:
-    """Mean test error, in percent, over the last fifth of the epochs before the first lr drop."""
-    drop = run.config["lr.milestones"][0]
+def before_drop(run: Run, chosen: Study) -> float:
+    """Mean test error, in percent, over the last fifth of the epochs between two drops of the lr.
+
+    The second of them is the study's ``drop``; before the first lies the beginning of the run.
+    """
+    drops = [0.0, *run.config["lr.milestones"]]
+    start, end = drops[chosen.drop - 1 : chosen.drop + 1]
     rows = run.metrics.dropna(subset=["test_error"])
-    there = rows[(rows["epoch"] > 0.8 * drop) & (rows["epoch"] <= drop + 1e-6)]
-    return 100 * float(there["test_error"].mean())
+    there = rows["epoch"].between(start + 0.8 * (end - start) - 1e-6, end + 1e-6)
+    return 100 * float(rows[there]["test_error"].mean())
 
 
 def _number(value: float | None) -> float:
     return math.nan if value is None else float(value)  # a task without classes has no error
 
 
-MEASURES: dict[str, Callable[[Run], float]] = {
-    "last10": lambda run: 100 * _number(run.summary["test_error_last10"]),
+MEASURES: dict[str, Callable[[Run, Study], float]] = {
+    "last10": lambda run, _: 100 * _number(run.summary["test_error_last10"]),
     "before_drop": before_drop,
-    "simulated_s": lambda run: _number(run.summary["simulated_s"]),
+    "simulated_s": lambda run, _: _number(run.summary["simulated_s"]),
 }

@@ -63,7 +63,7 @@ def table(here: Evidence) -> Figure:
             errors.annotate(f"{lost} not finished", (0.98, row), xycoords=("axes fraction", "data"),
                             ha="right", va="center", fontsize=8, color="#D55E00")  # fmt: skip
     key = "last10_test_error_pct"
-    if here.scale == "paper" and key in here.study.paper:
+    if here.of_the_paper and key in here.study.paper:
         there = [
             (here.study.paper[key][c], r)
             for r, c in enumerate(cells)
@@ -112,7 +112,7 @@ def forest(here: Evidence, axes: Axes) -> None:
             for end, cut, marker in ((low, d.low, 4), (high, d.high, 5)):
                 if end != cut:  # the interval goes on beyond the axes
                     axes.plot([end], [row], marker=marker, color=colour, markersize=5)
-        if here.scale == "paper" and f.claim.paper is not None and f.claim.higher:
+        if here.of_the_paper and f.claim.paper is not None and f.claim.higher:
             axes.plot([f.claim.paper], [row], "|", color="#888888", markersize=12)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_xlim(-1.08 * widest, 1.08 * widest)
@@ -132,14 +132,19 @@ def curves(here: Evidence, x: str) -> Figure:
     workers = sorted(several) or [1]
     figure = Figure(figsize=(5.2 * len(workers), 7.4), layout="constrained")
     axes = figure.subplots(2, len(workers), sharex=True, sharey="row", squeeze=False)
-    their_x, their_whole = {"epoch": ("epoch", 160), "simulated_s": ("seconds", 5336)}[x]
-    absolute = here.scale == "paper"
+    their_x = {"epoch": "epoch", "simulated_s": "seconds"}[x]
+    absolute = here.of_the_paper
     wholes = [
         run.summary["epochs" if x == "epoch" else "simulated_s"]
         for run in here.all_runs
         if x == "epoch" or run.kind == "sgd"
     ]
     whole = max(wholes, default=1.0)
+    their_whole = here.study.curves[
+        their_x
+    ].max()  # epochs; of seconds sequential SGD's, the slowest
+    if "seconds_160_epochs" in here.study.paper:
+        their_whole = here.study.paper["seconds_160_epochs"].max() if x != "epoch" else their_whole
     for column, m in enumerate(workers):
         for row, split in enumerate(("test", "train")):
             panel: Axes = axes[row][column]
@@ -149,7 +154,7 @@ def curves(here: Evidence, x: str) -> Figure:
                 band(panel, runs, f"{split}_error", x, 1.0 if absolute else whole)
                 paper = here.study.curves
                 paper = paper[(paper["cell"] == cell) & (paper["split"] == split)]
-                paper = paper[paper["workers"] == m]
+                paper = paper[(paper["workers"] == m) & paper[their_x].notna()]
                 at = paper[their_x] / (1.0 if absolute else their_whole)
                 thin(panel, at, paper["error"], look(runs)[0])
             panel.set_title(f"{split} error, M = {m}", fontsize=10)
@@ -172,7 +177,7 @@ def sensitivity(here: Evidence) -> Figure:
     """
     figure = Figure(figsize=(10.5, 4.4), layout="constrained")
     by_epoch, by_lambda = figure.subplots(1, 2)
-    absolute = here.scale == "paper"
+    absolute = here.of_the_paper
     cells = {name: float(name[7:]) for name in here.runs if name.startswith("lambda-")}
     colours = dict(zip(cells, itertools.cycle(LAMBDAS)))
     for name, runs in here.runs.items():
@@ -183,7 +188,8 @@ def sensitivity(here: Evidence) -> Figure:
         band(by_epoch, runs, "test_error", "epoch", whole, name, colour, dashes)
         paper = here.study.curves
         paper = paper[(paper["cell"] == name) & (paper["split"] == "test")]
-        thin(by_epoch, paper["epoch"] / (1.0 if absolute else 160), paper["error"], colour)
+        their_whole = 1.0 if absolute else here.study.curves["epoch"].max()
+        thin(by_epoch, paper["epoch"] / their_whole, paper["error"], colour)
     points = [
         (cells[name], value) for name in cells for value in here.values(name, "last10").values()
     ]

@@ -27,6 +27,7 @@ SCALES = {
     "setting. It says whether the machinery works and in which direction an effect goes here. It "
     "says nothing about the paper's numbers, which need `scale=paper`: the network, the epochs "
     "and the noise are others, and so is the size of a gradient and with it of the correction.",
+    "imagenet": "The paper's own ImageNet scale: ResNet-50, 120 epochs, batch 32.",
     "smoke": "`scale=smoke` shows that everything runs, and nothing else.",
 }
 

@@ -36,6 +36,8 @@ KEYS = {
     "claims": "a list, see Claim",
     "figure": "how it is drawn, see figures.py",
     "measure": "what claims are about, see evidence.MEASURES; last10 unless told",
+    "drop": "which drop of the learning rate the measure before_drop means; 1 unless told",
+    "paper_scale": "the scale that speaks about the paper; paper unless told",
     "least_dc_ratio": "a claim whose correction is smaller than this is not reproduced",
     "words": "what to print in place of a verdict",
 }
@@ -81,6 +83,8 @@ class Study:
     figure: str
     measure: str
     least_dc_ratio: float = 0.0
+    drop: int = 1
+    paper_scale: str = "paper"
     words: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
@@ -160,6 +164,8 @@ def _read(folder: Path, content: Any) -> Study:
         figure=str(content.get("figure", "epochs")),
         measure=str(content.get("measure", "last10")),
         least_dc_ratio=float(content.get("least_dc_ratio", 0.0)),
+        drop=int(content.get("drop", 1)),
+        paper_scale=str(content.get("paper_scale", "paper")),
         words=dict(content.get("words") or {}),
     )
 

@@ -129,20 +129,20 @@ WIDE = Claim("a", "b", 2.0)
     ],
 )
 def test_verdicts(mean: float, half: float, n: int, scale: str, told: str) -> None:
-    assert verdict(WIDE, Difference(mean, half, n), 0.1, 0.0, scale) == told
+    assert verdict(WIDE, Difference(mean, half, n), 0.1, 0.0, scale == "paper") == told
 
 
 def test_a_correction_that_is_too_small_explains_nothing() -> None:
     found = Difference(2.0, 1.0, 3)
-    assert verdict(WIDE, found, 0.9e-3, 1e-3, "laptop") == "not reproduced"
-    assert verdict(WIDE, found, 1.1e-3, 1e-3, "laptop") == "reproduced"
+    assert verdict(WIDE, found, 0.9e-3, 1e-3, False) == "not reproduced"
+    assert verdict(WIDE, found, 1.1e-3, 1e-3, False) == "reproduced"
 
 
 def test_a_number_is_near_the_papers_at_its_scale_only() -> None:
     near = Claim("a", None, 1000.0, 0.15)
-    assert verdict(near, Difference(149.0, 0, 3), 0, 0, "paper") == "reproduced"
-    assert verdict(near, Difference(-151.0, 0, 3), 0, 0, "paper") == "not reproduced"
-    assert verdict(near, Difference(0.0, 0, 3), 0, 0, "laptop") == "at scale=paper only"
+    assert verdict(near, Difference(149.0, 0, 3), 0, 0, True) == "reproduced"
+    assert verdict(near, Difference(-151.0, 0, 3), 0, 0, True) == "not reproduced"
+    assert verdict(near, Difference(0.0, 0, 3), 0, 0, False) == "at the paper's scale only"
 
 
 def test_evidence_of_runs_made_by_hand(mine: Path) -> None:
