@@ -2,16 +2,17 @@
 PYTHON ?= python3
 RUN := .venv/bin/dcasgd-repro
 ARGS ?= +exp=cifar_dc
-RULES := sgd ssgd asgd dc_c dc
-SEEDS := 0 1 2
-LAPTOP := $(foreach rule,$(RULES),$(foreach seed,$(SEEDS),outputs/laptop/cifar_$(rule)-$(seed)))
+# Each is what `dcasgd-repro reproduce` takes: make table1 SCALE=laptop SEEDS=5 JOBS=2
+CIFAR := table1 fig2 fig3 fig5 readings staleness delay_laws dana
+IMAGENET := table2 fig4
+HOW = $(if $(SCALE),scale=$(SCALE)) $(if $(SEEDS),seeds=$(SEEDS)) $(if $(JOBS),jobs=$(JOBS))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup data train test lint types laptop tensorboard bench torture golden clean
+.PHONY: help setup data train test lint types $(CIFAR) $(IMAGENET) report tensorboard bench torture golden clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: .venv/ready ## make .venv and install the package into it
 .venv/ready: pyproject.toml constraints.txt
@@ -37,12 +38,16 @@ lint: .venv/ready
 types: .venv/ready
 	.venv/bin/mypy
 
-laptop: $(LAPTOP:=/summary.json) ## five rules, three seeds, scale=laptop (make -j2 laptop: 2 at a time)
-	$(RUN) report outputs/laptop --out results/laptop
+table1: ## run Table 1 where it has not been run; also fig2 fig3 fig5 readings staleness delay_laws dana
+$(CIFAR): data
+	$(RUN) reproduce $@ $(HOW)
 
-outputs/laptop/cifar_%/summary.json: | data
-	$(RUN) train +exp=cifar_$(firstword $(subst -, ,$*)) scale=laptop seed=$(lastword $(subst -, ,$*)) \
-	  threads=1 run_dir=$(@D)
+table2: ## the ImageNet runs (also fig4): make table2 DATA=folder with train/ and val/
+$(IMAGENET): .venv/ready
+	$(RUN) reproduce $@ $(HOW) data.root=$(DATA)
+
+report: .venv/ready ## tables, figures and pages of results/ anew, and README's table
+	$(RUN) report --readme README.md
 
 tensorboard: .venv/ready ## the dashboards of everything under outputs/
 	.venv/bin/tensorboard --logdir outputs

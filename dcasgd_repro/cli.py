@@ -7,9 +7,12 @@ heavy is imported before it is needed, so that help answers at once.
 from __future__ import annotations
 
 import argparse
+import atexit
+import contextlib
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -197,7 +200,7 @@ def with_hydra(
                 f"{a}: no such option; `dcasgd-repro {command} --help` lists what there is", 2
             )
     argv = ["dcasgd-repro", command, *arguments]
-    codes: list[int] = []
+    codes = Codes()
     known = all_keys() if any(a[:1] == "+" and a[:5] != "+exp=" for a in arguments) else []
 
     def once(cfg: DictConfig) -> None:
@@ -225,10 +228,26 @@ def with_hydra(
     try:
         run()
     except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
-        if codes:  # not about the arguments: a fault of ours, to be seen whole
+        if codes.read():  # not about the arguments: a fault of ours, to be seen whole
             raise
         return told(in_plain_words(error, arguments), 2)
-    return max(codes, default=0)
+    return max(codes.read(), default=0)
+
+
+class Codes:
+    """Exit codes of a sweep's points, in a file: a launcher runs them in processes of its own."""
+
+    def __init__(self) -> None:
+        handle, self.path = tempfile.mkstemp(prefix="dcasgd-repro-")
+        os.close(handle)
+        atexit.register(Path(self.path).unlink, missing_ok=True)
+
+    def append(self, code: int) -> None:
+        with contextlib.suppress(OSError), open(self.path, "a") as file:  # gone on another machine
+            file.write(f"{code}\n")
+
+    def read(self) -> list[int]:
+        return [int(line) for line in Path(self.path).read_text().split()]
 
 
 def in_plain_words(error: Exception, arguments: list[str]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -120,14 +121,11 @@ class Ray:
             raise BadInput("ray", dict(options), "give numbers, as in ray.num_gpus=0.5") from None
         self.ray = ray
         ray.init(log_to_driver=False, include_dashboard=False, ignore_reinit_error=True)
-        self.remote = (
-            ray.remote(**numbers, max_retries=3)(_follow) if numbers else ray.remote(_follow)
-        )
+        self.remote = ray.remote(_follow).options(max_retries=3, **numbers)
 
     def start(self, command: Sequence[str], log: Path) -> Handle:
-        return _RayTask(
-            self.ray, self.remote.remote(list(command), str(log.resolve()), str(Path.cwd()))
-        )
+        words = (list(command), str(log.resolve()), str(Path.cwd()))
+        return _RayTask(self.ray, self.remote.remote(*words), log)
 
 
 def _follow(command: list[str], log: str, folder: str) -> int:
@@ -137,7 +135,9 @@ def _follow(command: list[str], log: str, folder: str) -> int:
             command, stdout=file, stderr=file, cwd=folder, start_new_session=True
         )
         try:
-            return process.wait()
+            while process.poll() is None:  # a wait() would not see the cancellation
+                time.sleep(0.2)
+            return process.returncode
         except KeyboardInterrupt:
             process.terminate()
             process.wait()
@@ -145,11 +145,17 @@ def _follow(command: list[str], log: str, folder: str) -> int:
 
 
 class _RayTask:
-    def __init__(self, ray: Any, task: Any) -> None:
-        self.ray, self.task = ray, task
+    def __init__(self, ray: Any, task: Any, log: Path) -> None:
+        self.ray, self.task, self.log = ray, task, log
 
     def ended(self) -> bool:
         done, _ = self.ray.wait([self.task], timeout=0)
+        if done:
+            try:
+                self.ray.get(self.task)
+            except self.ray.exceptions.RayError as error:  # a node lost, our package not there
+                with self.log.open("a") as file:
+                    file.write(f"\nRay: {' '.join(str(error).split())}\n")
         return bool(done)
 
     def stop(self, hard: bool) -> None:
