@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import atexit
-import contextlib
 import os
 import signal
 import sys
@@ -123,12 +122,18 @@ these runs, grouped over seeds."""
 
 
 def main() -> None:
-    """Runs the command line and exits: 0 done, 2 bad input, 3 diverged, 4 a machine fault, 130."""
+    """Runs the command line and exits.
+
+    0 done, 1 a run of a study failed or verify found a difference, 2 bad input, 3 diverged, 4 a
+    machine fault, 128 + the signal's number where one stopped it.
+    """
     command, *rest = sys.argv[1:] or ["--help"]
     try:
         sys.exit(dispatch(command, rest))
     except BadInput as error:
         sys.exit(told(str(error), 2))
+    except Failure as error:
+        sys.exit(told(str(error), 4))
     except BrokenPipeError:  # the reader of our output has left, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
@@ -243,8 +248,9 @@ class Codes:
         atexit.register(Path(self.path).unlink, missing_ok=True)
 
     def append(self, code: int) -> None:
-        with contextlib.suppress(OSError), open(self.path, "a") as file:  # gone on another machine
-            file.write(f"{code}\n")
+        if Path(self.path).exists():  # on another machine it does not
+            with open(self.path, "a") as file:
+                file.write(f"{code}\n")
 
     def read(self) -> list[int]:
         return [int(line) for line in Path(self.path).read_text().split()]
@@ -419,13 +425,16 @@ def report(arguments: list[str]) -> int:
     from dcasgd_repro import report as reports
 
     places = [Path(name) for name in given.runs]
-    if places and all(place.is_dir() for place in places):
+    studies = [place for place in places if (place / "grid.yaml").exists()]
+    if places and not studies and all(place.is_dir() for place in places):
         print(reports.comparison(places, given.out))
         return 0
-    from dcasgd_repro import results
+    from dcasgd_repro import pages, results
 
     if given.out is not None:
         raise BadInput("--out", given.out, "a study's report goes to results/; leave it out")
+    if given.readme is not None:
+        pages.halves(given.readme, results.MARK)  # refused before anything is written
     print(results.all_of(given.runs, RESULTS))
     if given.readme is not None:
         results.into(given.readme, RESULTS)
@@ -448,7 +457,6 @@ def reproduce(arguments: list[str]) -> int:
     given = dict(word.split("=", 1) for word in words)
 
     import torch
-    from hydra.errors import HydraException
 
     from dcasgd_repro import launchers, results
     from dcasgd_repro import reproduce as reproductions
@@ -467,10 +475,7 @@ def reproduce(arguments: list[str]) -> int:
     extra = [f"{key}={value}" for key, value in given.items()]
     if name == "local" and at_a_time > 1 and "threads" not in given and not cuda:
         extra.append("threads=1")  # side by side, each is fastest on a core of its own
-    try:
-        jobs = reproductions.jobs_of(chosen, scale, seeds, extra)
-    except HydraException as error:
-        return told(in_plain_words(error, extra), 2)
+    jobs = reproductions.jobs_of(chosen, scale, seeds, extra)
     if "--dry-run" in arguments:
         rate = lambda: reproductions.seconds_per_push(scale)  # noqa: E731
         print(reproductions.plan(jobs, at_a_time, rate))
@@ -481,11 +486,14 @@ def reproduce(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         again = " ".join(["dcasgd-repro reproduce", *arguments])
         return told(f"interrupted; every run goes on from its checkpoint with: {again}", 130)
-    reproductions.keep(jobs, RESULTS / chosen.runs_of / scale / "runs")
-    print(results.write(chosen, scale, RESULTS))
-    results.overview(RESULTS)
     for job in failed:
         print(f"failed    {job.name}: {job.last_line()}", file=sys.stderr)
+    reproductions.keep(jobs, RESULTS / chosen.runs_of / scale / "runs", failed)
+    print(results.write(chosen, scale, RESULTS))
+    for other in map(study, names()):  # which look at the same runs
+        if other.runs_of == chosen.runs_of and other.name != chosen.name:
+            results.write(other, scale, RESULTS)
+    results.overview(RESULTS)
     return int(bool(failed))
 
 

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from dcasgd_repro.reproduce import ENDED, Display, Job
 
+FEW = 8  # seeds that have a column each
 EVERY_S = 60.0  # between lines of progress in a file
 
 
@@ -63,6 +64,7 @@ class LiveTable(_Watched):
     """A row for each cell, a column for each seed, renewed in place."""
 
     def __enter__(self) -> LiveTable:
+        self.shown_s = time.monotonic()
         self.live = Live(self.table(), console=Console(stderr=True), auto_refresh=False)
         self.live.__enter__()
         return self
@@ -79,20 +81,27 @@ class LiveTable(_Watched):
 
     def show(self, running: Sequence[Job]) -> None:
         self.running = list(running)
+        if time.monotonic() - self.shown_s < 2.0:  # reading every run's files takes its time
+            return
+        self.shown_s = time.monotonic()
         self.live.update(self.table(), refresh=True)
 
     def table(self) -> Group:
         table = Table(box=None, pad_edge=False)
         seeds = sorted({job.seed for job in self.jobs})
         table.add_column("cell")
-        for seed in seeds:
-            table.add_column(f"seed {seed}", justify="right", min_width=9)
+        for head in [f"seed {seed}" for seed in seeds] if len(seeds) <= FEW else ["ended"]:
+            table.add_column(head, justify="right", min_width=9)
         at = {(job.cell.name, job.seed): job for job in self.jobs}
         under_way = {job.path for job in self.running}
         for name in dict.fromkeys(job.cell.name for job in self.jobs):
-            shown = [short(job, job.path in under_way) for seed in seeds if (job := at[name, seed])]
-            table.add_row(name, *shown)
-        return Group(table, self.title())
+            if len(seeds) > FEW:
+                ended = sum(at[name, seed].status in ENDED for seed in seeds)
+                table.add_row(name, f"{ended} of {len(seeds)}")
+                continue
+            mine = [at[name, seed] for seed in seeds]
+            table.add_row(name, *(short(job, job.path in under_way) for job in mine))
+        return Group(self.title(), table)
 
 
 def display(jobs: Sequence[Job], study: str) -> Display:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from dcasgd_repro.config import differences
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.report import Run, tabulate
 from dcasgd_repro.study import Claim, Study
@@ -57,8 +58,14 @@ def difference(of: Mapping[int, float], minus: Mapping[int, float]) -> Differenc
     n = len(pairs)
     if n < 2:
         return Difference(pairs[0] if pairs else math.nan, math.inf, n)
-    t = T[min(n - 2, len(T) - 1)]
+    t = T[n - 2] if n - 2 < len(T) else student(n - 1)
     return Difference(float(np.mean(pairs)), t * float(np.std(pairs, ddof=1)) / math.sqrt(n), n)
+
+
+def student(df: int) -> float:
+    """Student's t, 97.5 %, for more than 30 degrees of freedom: Cornish and Fisher's expansion."""
+    z = 1.959963985
+    return z + (z**3 + z) / (4 * df) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * df**2)
 
 
 @dataclass(frozen=True)
@@ -98,8 +105,13 @@ class Evidence:
             if name not in found:
                 raise BadInput("report", path, f"{self.study.runs_of} has no cell of that name")
             found[name].append(Run.read(path))
-        for runs in found.values():
+        for name, runs in found.items():
             runs.sort(key=lambda run: int(run.summary["seed"]))
+            for run in runs[1:]:
+                if run.config != runs[0].config:
+                    told = differences(runs[0].config, run.config)
+                    remedy = f"not the configuration of {name}'s other runs: {told}; run it anew"
+                    raise BadInput("report", run.path, remedy)
         return found
 
     @cached_property
@@ -131,8 +143,14 @@ class Evidence:
                 apart = Difference(math.nan, math.inf, 0)
         ratios = [r.summary["dc_ratio_mean"] for r in self.runs[claim.lower] if r.finished]
         ratio = float(np.mean(ratios)) if ratios else math.nan
-        word = verdict(claim, apart, ratio, self.study.least_dc_ratio, self.of_the_paper)
-        if word != ELSEWHERE and not all(run.finished for run in runs):
+        size = self.of_the_paper and self.study.size_counts
+        if claim.higher is None:
+            word = near(claim, apart) if self.of_the_paper else ELSEWHERE
+        else:
+            word = verdict(claim, apart, ratio, self.study.least_dc_ratio, size)
+        seeds = [{run.summary["seed"] for run in self.runs[c]} for c in cells]
+        whole = all(run.finished for run in runs) and all(s == seeds[0] for s in seeds)
+        if word != ELSEWHERE and not whole:
             word = "undecided"
         return Found(claim, apart, ratio, word)
 
@@ -144,7 +162,7 @@ class Evidence:
         """
         apart = ("rule.", "schedule.barrier", "backup")
         if kind == "sgd":
-            apart += ("workers", "schedule.workers", "task.data.workers")
+            apart += ("workers", "schedule.workers", "task.data.workers", "lr.workers")
 
         def rest(name: str) -> dict[str, Any]:
             config = self.runs[name][0].config
@@ -205,27 +223,27 @@ class Evidence:
 
 
 def verdict(
-    claim: Claim, found: Difference, dc_ratio: float, least_dc_ratio: float, of_the_paper: bool
+    claim: Claim, found: Difference, dc_ratio: float, least_dc_ratio: float, size_counts: bool
 ) -> str:
     """reproduced, "reproduced, smaller", not reproduced or undecided, as claim.md defines them.
 
-    The paper's own numbers count at its scale only (``of_the_paper``).
+    ``size_counts``: whether half of the paper's own difference is the least that reproduces it.
     """
-    if claim.higher is None:
-        if not of_the_paper or not found.n:
-            return ELSEWHERE
-        assert claim.paper is not None
-        assert claim.within is not None
-        near = abs(found.mean) <= claim.within * claim.paper
-        return "reproduced" if near else "not reproduced"
     if found.n < ENOUGH:
         return "undecided"
     if least_dc_ratio and dc_ratio < least_dc_ratio:
         return "not reproduced"
-    least = claim.paper / 2 if claim.paper is not None and of_the_paper else 0.0
+    least = claim.paper / 2 if claim.paper is not None and size_counts else 0.0
     if found.low > 0:
         return "reproduced, smaller" if found.high < least else "reproduced"
     return "not reproduced" if found.high < least else "undecided"
+
+
+def near(claim: Claim, found: Difference) -> str:
+    """Whether the mean lies within a part of the paper's number; ``found`` is ours minus that."""
+    if not found.n or claim.paper is None or claim.within is None:
+        return "undecided"
+    return "reproduced" if abs(found.mean) <= claim.within * claim.paper else "not reproduced"
 
 
 def before_drop(run: Run, chosen: Study) -> float:
@@ -234,6 +252,8 @@ def before_drop(run: Run, chosen: Study) -> float:
     The second of them is the study's ``drop``; before the first lies the beginning of the run.
     """
     drops = [0.0, *run.config["lr.milestones"]]
+    if len(drops) <= chosen.drop:
+        return math.nan
     start, end = drops[chosen.drop - 1 : chosen.drop + 1]
     rows = run.metrics.dropna(subset=["test_error"])
     there = rows["epoch"].between(start + 0.8 * (end - start) - 1e-6, end + 1e-6)

@@ -42,11 +42,17 @@ FINISHED, DIVERGED, INTERRUPTED, FAILED = "finished", "diverged", "interrupted",
 ENDED = (FINISHED, DIVERGED)
 
 
-def run(cfg: DictConfig, argv: Sequence[str] = (), say: Callable[[str], None] = print) -> Path:
+def run(
+    cfg: DictConfig,
+    argv: Sequence[str] = (),
+    say: Callable[[str], None] = print,
+    until: int | None = None,
+) -> Path:
     """Runs what ``cfg`` describes, or goes on with it; returns the run directory.
 
-    Its summary tells the status. Raises BadInput, before anything is written, for a config that
-    cannot be run and for a directory that holds another run; Failure where the machine gives out.
+    Its summary tells the status. It stops after push ``until``, as if interrupted. Raises BadInput,
+    before anything is written, for a config that cannot be run and for a directory that holds
+    another run; Failure where the machine gives out.
     """
     length, device = length_of(cfg), set_device(cfg)
     rule, leaf, rate, engine = (build(cfg, key) for key in ("rule", "task", "lr", "engine"))
@@ -64,7 +70,7 @@ def run(cfg: DictConfig, argv: Sequence[str] = (), say: Callable[[str], None] = 
         server = Server(rule, task.initial(cfg.seeds.initial), cfg.workers, cfg.backup)
         if cfg.fused:
             fuse(server)
-        experiment = Experiment(cfg, path, length, schedule, task, server, rate, engine)
+        experiment = Experiment(cfg, path, length, schedule, task, server, rate, engine, until)
         with record.locked(path):
             if ended(cfg, path, schedule, say):  # by another process, meanwhile
                 return path
@@ -107,6 +113,7 @@ class Experiment:
     server: Server
     rate: Callable[[float], float]  # epochs passed -> learning rate
     engine: Callable[..., Iterator[Step]]  # simulate, or a faster one with its signature
+    until: int | None = None  # the push to stop after; None: the last
     progress: record.Progress = field(default_factory=record.Progress)
 
     @cached_property
@@ -177,6 +184,8 @@ class Experiment:
                         diverged = step.push
                     if diverged is not None:
                         return {"status": DIVERGED, "diverged_at_push": diverged}
+                if step.push == self.until:
+                    return {"status": INTERRUPTED, "stopped_by": "until"}
                 if stop.signal is not None:
                     return {"status": INTERRUPTED, "stopped_by": stop.signal}
                 # A slow disk never takes more than a hundredth of the time.

@@ -25,6 +25,7 @@ from dcasgd_repro.evidence import Evidence
 from dcasgd_repro.report import OTHERS, RULES, Run
 
 BLUE = "#0072B2"
+DASHES = ["--", "-.", ":", "-", (0, (5, 1)), (0, (1, 1))]
 LAMBDAS = ["#D55E00", "#56B4E9", "#009E73", "#0072B2", "#CC79A7", "#E69F00"]
 MARKERS = {"sgd": "s", "asgd": "v", "ssgd": "D", "dcasgd_c": "^", "dcasgd_a": "o"}
 
@@ -99,6 +100,8 @@ def forest(here: Evidence, axes: Axes) -> None:
     """A row for each claim: its difference with a 95 % interval, and the paper's at its scale."""
     unit = "s" if here.study.measure == "simulated_s" else "points of error"
     ends = [abs(f.difference.mean) for f in here.found if f.difference.n] or [1.0]
+    if here.of_the_paper:
+        ends += [abs(f.claim.paper) for f in here.found if f.claim.paper and f.claim.higher]
     halves = [f.difference.half for f in here.found if np.isfinite(f.difference.half)]
     widest = 1.1 * (max(ends) + (float(np.median(halves)) if halves else 0.0))
     for row, f in enumerate(here.found):
@@ -137,7 +140,7 @@ def curves(here: Evidence, x: str) -> Figure:
     wholes = [
         run.summary["epochs" if x == "epoch" else "simulated_s"]
         for run in here.all_runs
-        if x == "epoch" or run.kind == "sgd"
+        if run.finished and (x == "epoch" or run.kind == "sgd")
     ]
     whole = max(wholes, default=1.0)
     their_whole = here.study.curves[
@@ -179,11 +182,12 @@ def sensitivity(here: Evidence) -> Figure:
     by_epoch, by_lambda = figure.subplots(1, 2)
     absolute = here.of_the_paper
     cells = {name: float(name[7:]) for name in here.runs if name.startswith("lambda-")}
-    colours = dict(zip(cells, itertools.cycle(LAMBDAS)))
+    styles = itertools.cycle(zip(LAMBDAS, DASHES, strict=True))
+    looks = dict(zip(cells, styles, strict=False))
     for name, runs in here.runs.items():
         if not runs:
             continue
-        colour, dashes = (colours[name], "-") if name in cells else ("#000000", "--")
+        colour, dashes = looks[name] if name in cells else ("#000000", "-")
         whole = 1.0 if absolute else runs[0].summary["epochs"]
         band(by_epoch, runs, "test_error", "epoch", whole, name, colour, dashes)
         paper = here.study.curves
@@ -211,6 +215,7 @@ def sensitivity(here: Evidence) -> Figure:
     by_lambda.set(xlabel="lambda_0", ylabel="test error, mean of the last ten (%)", ylim=(0, None))
     words = "epochs of effective passes" if absolute else "part of the run's epochs"
     by_epoch.set(xlabel=words, ylabel="test error (%)")
+    by_epoch.plot([], [], color="#888888", linewidth=0.6, label="thin: the paper's runs")
     for axes in (by_epoch, by_lambda):
         axes.legend(frameon=False, fontsize=8)
     plain(by_epoch, by_lambda)
@@ -237,16 +242,25 @@ def tax(here: Evidence) -> Figure:
         axes.plot(means.index, means, color=colour, linestyle=dashes, marker=MARKERS.get(kind, "o"),
                   markersize=5, linewidth=1.8, label=name)  # fmt: skip
         axes.plot(frame["M"], frame["error"], ".", color=colour, alpha=0.45, markersize=5)
-    lost = sum(not run.finished for run in here.all_runs)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.xaxis.set_minor_locator(NullLocator())
-    words = f"; {lost} run(s) diverged and are left out" if lost else ""
-    axes.set_xlabel(f"workers M (mean delay M − 1){words}")
+    lost = [run for run in here.all_runs if not run.finished]
+    for k, (kind, run_s) in enumerate(itertools.groupby(sorted(lost, key=_kind), key=_kind)):
+        at = [run.summary["workers"] for run in run_s]
+        colour = RULES.get(kind, ("", OTHERS[0], ""))[1]
+        top = axes.get_ylim()[1] + 1.5 * (k + 1)  # above the data: it has no error rate
+        axes.plot(at, [top] * len(at), "x", color=colour, markersize=6)
+    words = " (x: a run that diverged or failed)" if lost else ""
+    axes.set_xlabel(f"workers M; the mean delay is M − 1, with SSGD 0{words}")
     axes.set_ylabel("test error, mean of the last ten evaluations (%)")
     axes.legend(frameon=False, fontsize=9)
     plain(axes)
     return figure
+
+
+def _kind(run: Run) -> str:
+    return run.kind
 
 
 def band(

@@ -7,8 +7,8 @@ go on from their own checkpoints, so a launcher need not remember anything.
 from __future__ import annotations
 
 import contextlib
+import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,7 +34,7 @@ class Local:
     """Processes of this machine, each in a process group of its own: Ctrl-C reaches only us."""
 
     def start(self, command: Sequence[str], log: Path) -> Handle:
-        with log.open("wb") as file:
+        with log.open("ab") as file:
             return _Process(
                 subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
             )
@@ -55,17 +55,23 @@ class _Process:
 class Slurm:
     """Slurm jobs through submitit, which must be installed (``pip install 'dcasgd-repro[slurm]'``).
 
-    ``options`` are sbatch's: time, partition, gres, account. A job that reaches its time limit is
-    put into the queue again, and goes on from its checkpoint.
+    ``options`` are sbatch's: time in minutes (which must be given), partition, gres, account. A job
+    that reaches its time limit is put into the queue again, and goes on from its checkpoint.
     """
 
-    def __init__(self, options: Mapping[str, str], cluster: str | None = None) -> None:
+    def __init__(self, options: Mapping[str, str], cluster: str = "slurm") -> None:
         try:
             import submitit
         except ImportError:
             remedy = "needs submitit: pip install 'dcasgd-repro[slurm]'"
             raise BadInput("launcher", "slurm", remedy) from None
-        self.executor = submitit.AutoExecutor(folder="outputs/slurm", cluster=cluster)
+        if cluster == "slurm" and shutil.which("sbatch") is None:
+            raise BadInput("launcher", "slurm", "there is no sbatch here; log in to the cluster")
+        if cluster == "slurm" and "time" not in options:
+            raise BadInput("slurm.time", None, "give the minutes of a job, as in slurm.time=240")
+        self.executor = submitit.AutoExecutor(
+            folder="outputs/slurm", cluster=cluster, slurm_max_num_timeout=1000
+        )
         self.executor.update_parameters(name="dcasgd-repro")
         try:
             self.executor.update_parameters(**{f"slurm_{k}": v for k, v in options.items()})
@@ -83,7 +89,7 @@ class Command:
         self.command, self.log = list(command), log.resolve()
 
     def __call__(self) -> int:
-        with self.log.open("wb") as file:
+        with self.log.open("ab") as file:
             return subprocess.run(self.command, stdout=file, stderr=file, check=False).returncode
 
     def checkpoint(self) -> Any:
@@ -117,11 +123,12 @@ class Ray:
             raise BadInput("launcher", "ray", remedy) from None
         try:
             numbers = {key: float(value) for key, value in options.items()}
-        except ValueError:
-            raise BadInput("ray", dict(options), "give numbers, as in ray.num_gpus=0.5") from None
+            self.remote = ray.remote(_follow).options(max_retries=3, **numbers)
+        except ValueError as error:
+            remedy = f"give numbers, as in ray.num_gpus=0.5 ({' '.join(str(error).split())})"
+            raise BadInput("ray", dict(options), remedy) from None
         self.ray = ray
         ray.init(log_to_driver=False, include_dashboard=False, ignore_reinit_error=True)
-        self.remote = ray.remote(_follow).options(max_retries=3, **numbers)
 
     def start(self, command: Sequence[str], log: Path) -> Handle:
         words = (list(command), str(log.resolve()), str(Path.cwd()))
@@ -130,7 +137,7 @@ class Ray:
 
 def _follow(command: list[str], log: str, folder: str) -> int:
     """Runs the command; passes Ray's cancellation, a KeyboardInterrupt, on to it."""
-    with open(log, "wb") as file:
+    with open(log, "ab") as file:
         process = subprocess.Popen(
             command, stdout=file, stderr=file, cwd=folder, start_new_session=True
         )
@@ -146,11 +153,12 @@ def _follow(command: list[str], log: str, folder: str) -> int:
 
 class _RayTask:
     def __init__(self, ray: Any, task: Any, log: Path) -> None:
-        self.ray, self.task, self.log = ray, task, log
+        self.ray, self.task, self.log, self.over = ray, task, log, False
 
     def ended(self) -> bool:
         done, _ = self.ray.wait([self.task], timeout=0)
-        if done:
+        if done and not self.over:
+            self.over = True
             try:
                 self.ray.get(self.task)
             except self.ray.exceptions.RayError as error:  # a node lost, our package not there
@@ -171,6 +179,3 @@ def launcher(name: str, options: Mapping[str, str]) -> Launcher:
     if name != "local":
         raise BadInput("launcher", name, "choose local, slurm or ray")
     return Local()
-
-
-PYTHON = (sys.executable, "-m", "dcasgd_repro.cli")

@@ -16,6 +16,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from dcasgd_repro.config import flat
 from dcasgd_repro.errors import BadInput
@@ -44,7 +46,8 @@ RESULT = (  # key in summary.json, words, form, unit
 )
 ERRORS = ("test_error_best", "test_error_final", "test_error_last10", "train_error_final")
 KEPT = ("config.yaml", "provenance.json", "metrics.csv", "summary.json")
-FREE = {"seed", "seeds", "threads", "device", "engine"}  # keys in which runs of one row may differ
+# Keys in which runs of one row may differ.
+FREE = {"seed", "seeds", "threads", "device", "engine", "deterministic", "fused", "log_every"}
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,11 @@ class Run:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The resolved config, flat, less what may differ between seeds of one configuration."""
-        content = flat(OmegaConf.load(self.path / "config.yaml"))
+        try:
+            content = flat(OmegaConf.load(self.path / "config.yaml"))
+        except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+            told = " ".join(str(error).split())
+            raise BadInput("run", self.path, f"no readable config.yaml there ({told})") from None
         return {k: v for k, v in content.items() if not FREE & set(k.split("."))}
 
     @cached_property

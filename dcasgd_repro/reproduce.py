@@ -10,6 +10,7 @@ import contextlib
 import json
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,17 +20,19 @@ from typing import Any, Protocol
 
 import pandas as pd
 from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
 
 from dcasgd_repro.config import length_of
 from dcasgd_repro.errors import BadInput
-from dcasgd_repro.launchers import PYTHON, Handle, Launcher
+from dcasgd_repro.launchers import Handle, Launcher
 from dcasgd_repro.study import MEANS, Cell, Study, identity
 
 CELLS = Path("outputs/cells")
 ENDED = ("finished", "diverged")
 VERIFIED = 200  # pushes whose rows are kept whole, so that a committed run can be verified
 POLL_S = 0.5
+PYTHON = (sys.executable, "-m", "dcasgd_repro.cli")
 
 
 @dataclass(frozen=True)
@@ -68,11 +71,13 @@ class Job:
 
     @cached_property
     def command(self) -> list[str]:
-        """What one would type; a run that was begun keeps its number of threads."""
+        """What one would type; a run that was begun keeps its device, threads and the like."""
         words = [*PYTHON, "train", *self.overrides, f"run_dir={self.path}"]
         with contextlib.suppress(Exception):  # whatever is wrong with that file, train will say
-            threads = OmegaConf.load(self.path / "config.yaml").threads
-            words.append(f"threads={'null' if threads is None else threads}")
+            config = OmegaConf.load(self.path / "config.yaml")
+            for key in set(MEANS) - {"engine"}:
+                value = config[key]
+                words.append(f"{key}={'null' if value is None else value}")
         return words
 
     def last_line(self) -> str:
@@ -105,16 +110,27 @@ def jobs_of(study: Study, scale: str, seeds: int, extra: Sequence[str] = ()) -> 
         if key.split(".")[0] not in (*MEANS, "data", "checkpoint"):
             remedy = "would make it another study: copy its folder, change the grid, and name that"
             raise BadInput(key, value, remedy)
-    with initialize_config_module("dcasgd_repro.conf", version_base="1.3"):
-        chosen = [(cell, (f"scale={scale}", *cell.overrides, *extra)) for cell in study.cells]
-        configs = [compose("config", overrides=list(words)) for _, words in chosen]
     jobs = []
+    with initialize_config_module("dcasgd_repro.conf", version_base="1.3"):
+        configs = [_composed(cell, scale, extra) for cell in study.cells]
     for seed in range(seeds):
-        for (cell, words), cfg in zip(chosen, configs, strict=True):
+        for cell, (words, cfg, pushes) in zip(study.cells, configs, strict=True):
             cfg.seed = seed
             path = CELLS / identity(cfg)[:16]
-            jobs.append(Job(cell, seed, (*words, f"seed={seed}"), length_of(cfg).pushes, path))
+            jobs.append(Job(cell, seed, (*words, f"seed={seed}"), pushes, path))
     return jobs
+
+
+def _composed(
+    cell: Cell, scale: str, extra: Sequence[str]
+) -> tuple[tuple[str, ...], DictConfig, int]:
+    words = (f"scale={scale}", *cell.overrides, *extra)
+    try:
+        cfg = compose("config", overrides=list(words))
+        return words, cfg, length_of(cfg).pushes
+    except HydraException as error:
+        told = " ".join(str(error).split())
+        raise BadInput(f"cell {cell.name}", " ".join(words), f"not understood: {told}") from None
 
 
 def unique(jobs: Sequence[Job]) -> list[Job]:
@@ -125,8 +141,8 @@ def unique(jobs: Sequence[Job]) -> list[Job]:
 def run(jobs: Sequence[Job], at_a_time: int, launcher: Launcher, display: Display) -> list[Job]:
     """Runs what has not ended yet; returns the jobs that failed, and how they went to ``display``.
 
-    SIGINT and SIGTERM end it with KeyboardInterrupt, once the runs have written their checkpoints;
-    a second one kills them.
+    SIGINT, SIGTERM and SIGHUP end it with KeyboardInterrupt, once the runs have written their
+    checkpoints; a second one kills them.
     """
     waiting = [job for job in unique(jobs) if job.status not in ENDED]
     running: dict[Path, tuple[Job, Handle]] = {}
@@ -156,14 +172,15 @@ def _stopping(running: dict[Path, tuple[Job, Handle]]) -> Iterator[None]:
     def stop(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
 
-    before = [(number, signal.signal(number, stop)) for number in (signal.SIGINT, signal.SIGTERM)]
+    stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [(number, signal.signal(number, stop)) for number in stops]
     try:
         yield
     except BaseException:
         for hard in (False, True):
-            for _, handle in running.values():
-                handle.stop(hard)
             with contextlib.suppress(KeyboardInterrupt):
+                for _, handle in running.values():
+                    handle.stop(hard)
                 while not all(handle.ended() for _, handle in running.values()):
                     time.sleep(0.1)
                 break
@@ -173,22 +190,46 @@ def _stopping(running: dict[Path, tuple[Job, Handle]]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def keep(jobs: Sequence[Job], folder: Path) -> None:
+def keep(jobs: Sequence[Job], folder: Path, failed: Sequence[Job] = ()) -> None:
     """Copies the runs that ended or failed to ``folder/<cell>-seed<k>``: small text files.
 
-    Of metrics.csv the rows of evaluations and of the first 200 pushes.
+    Of metrics.csv the rows of evaluations and of the first 200 pushes. A run that was killed says
+    so in a summary of its own; one that could not even begin leaves nothing.
     """
+    lost = {job.path for job in failed}
     for job in jobs:
-        if job.status not in (*ENDED, "failed"):
+        if not (job.path / "config.yaml").exists():
+            continue
+        if job.status not in (*ENDED, "failed") and job.path not in lost:
             continue
         target = folder / job.name
-        target.mkdir(parents=True, exist_ok=True)
-        for name in ("config.yaml", "provenance.json", "summary.json"):
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
+        for name in ("config.yaml", "provenance.json"):
             shutil.copyfile(job.path / name, target / name)
-        head, *lines = (job.path / "metrics.csv").read_text().splitlines()
-        column = head.split(",").index("test_loss")
-        kept = [s for s in lines if s.split(",")[column] or int(s.split(",")[0]) <= VERIFIED]
-        (target / "metrics.csv").write_text("\n".join([head, *kept, ""]))
+        summary = job.summary if job.status in (*ENDED, "failed") else _killed(job)
+        (target / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        if (rows := _thinned(job.path / "metrics.csv")) is not None:
+            (target / "metrics.csv").write_text(rows)
+
+
+def _killed(job: Job) -> dict[str, Any]:
+    """A summary of a run that left none."""
+    cfg = OmegaConf.load(job.path / "config.yaml")
+    rule = str(cfg.rule._target_).rsplit(".", 1)[-1].lower()
+    told = {"status": "failed", "last_line": job.last_line(), "exp": cfg.exp, "scale": cfg.scale}
+    told |= {"task": None, "rule": rule, "workers": cfg.workers, "seed": cfg.seed}
+    return {**told, "pushes": job.done(), "wall_s": None, "weights_sha256": None}
+
+
+def _thinned(metrics: Path) -> str | None:
+    if not metrics.exists():
+        return None
+    head, *lines = metrics.read_text().splitlines()
+    column = head.split(",").index("test_loss")
+    rows = [line.split(",") for line in lines if line.count(",") == head.count(",")]
+    kept = [row for row in rows if row[column] or int(row[0]) <= VERIFIED]
+    return "\n".join([head, *(",".join(row) for row in kept), ""])
 
 
 def plan(jobs: Sequence[Job], at_a_time: int, seconds: Callable[[], float | None]) -> str:
@@ -198,7 +239,7 @@ def plan(jobs: Sequence[Job], at_a_time: int, seconds: Callable[[], float | None
     pushes = sum(job.pushes - job.done() for job in left)
     lines.append(f"{len(unique(jobs))} runs, {len(left)} to do: {pushes:,} pushes")
     if left:
-        rate = seconds()
+        rate, at_a_time = seconds(), min(at_a_time, len(left))
         lines.append(
             "how long a push takes here is not known before a run of this scale has ended"
             if rate is None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,8 +40,13 @@ KEYS = {
     "drop": "which drop of the learning rate the measure before_drop means; 1 unless told",
     "paper_scale": "the scale that speaks about the paper; paper unless told",
     "least_dc_ratio": "a claim whose correction is smaller than this is not reproduced",
+    "size_counts": "whether half of the paper's difference counts, as in Table 1; true unless told",
     "words": "what to print in place of a verdict",
 }
+
+FIGURES = ("table", "epochs", "seconds", "lambda", "workers", "readings")
+MEASURES = ("last10", "before_drop", "simulated_s")
+OURS = ("seed", "seeds", "scale", "run_dir", "resume", "exp")  # not for a cell to say
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,7 @@ class Study:
     measure: str
     least_dc_ratio: float = 0.0
     drop: int = 1
+    size_counts: bool = True
     paper_scale: str = "paper"
     words: Mapping[str, str] = field(default_factory=dict)
 
@@ -133,7 +140,13 @@ def _read(folder: Path, content: Any) -> Study:
     if ("cells" in content) == ("runs_of" in content):
         raise BadInput("study", grid, "give cells, or runs_of: another study")
     points = list(_points(content.get("for") or {}))
+    for key, known in (("figure", FIGURES), ("measure", MEASURES)):
+        if content.get(key, known[0]) not in known:
+            told = f"{key}={content[key]}: choose {', '.join(known)}"
+            raise BadInput("study", grid, told)
     if "runs_of" in content:
+        if content["runs_of"] == folder.name:
+            raise BadInput("study", grid, "runs_of names another study")
         whole = study(str(content["runs_of"]))
         cells, runs_of = whole.cells, whole.runs_of
     else:
@@ -148,6 +161,19 @@ def _read(folder: Path, content: Any) -> Study:
         for line in content.get("claims") or []
         for point in (points if any("{" in str(v) for v in line.values()) else [{}])
     )
+    for cell in cells:
+        if not re.fullmatch(r"[\w.+-]+", cell.name):
+            raise BadInput(
+                "study", grid, f"{cell.name!r} is no name for a cell: letters, digits, -_.+"
+            )
+        said = {
+            word.lstrip("+~").partition("=")[0] for word in cell.overrides if "+exp=" not in word
+        }
+        if ours := {word for word in said if word.split(".")[0] in OURS}:
+            remedy = (
+                f"cell {cell.name} sets {', '.join(sorted(ours))}, which is for reproduce to say"
+            )
+            raise BadInput("study", grid, remedy)
     known = {cell.name for cell in cells}
     if len(known) < len(cells):
         raise BadInput("study", grid, "two cells have one name")
@@ -165,6 +191,7 @@ def _read(folder: Path, content: Any) -> Study:
         measure=str(content.get("measure", "last10")),
         least_dc_ratio=float(content.get("least_dc_ratio", 0.0)),
         drop=int(content.get("drop", 1)),
+        size_counts=bool(content.get("size_counts", True)),
         paper_scale=str(content.get("paper_scale", "paper")),
         words=dict(content.get("words") or {}),
     )
@@ -178,12 +205,19 @@ def _claim(line: Mapping[str, Any], point: Mapping[str, Any]) -> Claim:
 
 
 def _points(axes: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    if not all(isinstance(values, list) for values in axes.values()):
+        raise ValueError("for: give each axis a list of values")
     for values in itertools.product(*axes.values()):
         yield dict(zip(axes, values, strict=True))
 
 
 def _table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=columns)
+    if not path.exists():
+        return pd.DataFrame(columns=columns)
+    table = pd.read_csv(path)
+    if missing := {"cell"} - set(table.columns):
+        raise BadInput("study", path, f"it has no column {missing.pop()}")
+    return table
 
 
 # A run is the same one whatever it is computed with; its provenance says with what.
@@ -194,9 +228,15 @@ def identity(cfg: DictConfig) -> str:
     """sha256 of what the resolved config says of the numbers, seed included.
 
     A key that is null counts as absent, so that a new key leaves the runs there are what they were.
+    A schedule's file counts by its content, and a folder of images by its place.
     """
     content = flat(cfg, apart=(*APART, *MEANS))
     given = {key: _plain(value) for key, value in content.items() if value is not None}
+    log = Path(str(content.get("schedule.path")))
+    if log.is_file():
+        given["schedule.path"] = hashlib.sha256(log.read_bytes()).hexdigest()
+    if str(content.get("task.data._target_")).endswith("ImageFolder"):
+        given["task.data.root"] = str(cfg.task.data.root)
     return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
 
 

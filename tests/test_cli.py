@@ -170,10 +170,9 @@ def test_report_tells_configurations_apart(call) -> None:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["trian"], "trian: no such command; choose train, schedule, data, report or bench"),
+        (["trian"], "trian: no such command; choose train, schedule, reproduce, report,"),
         (["bench", "nope"], "argument PART: invalid choice: 'nope' (choose from"),
         (["bench", "--nope"], "unrecognized arguments: --nope; `dcasgd-repro bench --help` says"),
-        (["report"], "the following arguments are required: runs"),
         (["data", "fly"], "argument action: invalid choice: 'fly'"),
         (["bench", "--device", "cuda"], "device=cuda: torch sees no CUDA device here"),
         (["train", "fo=1"], "fo=1: no such key"),
@@ -214,7 +213,7 @@ def test_report_tells_configurations_apart(call) -> None:
         (["train", "device=cuda"], "device=cuda: torch sees no CUDA device here; use device=cpu"),
         (["train", "task=quadratic", "model.depth=20"], "model.depth=20: "),
         (["schedule", "workers=0"], "workers=0: give a whole number >= 1"),
-        (["report", "nowhere"], "report=nowhere: no run with a summary.json below it"),
+        (["report", "nowhere"], "study=nowhere: no such study; choose dana_table"),
         (["data", "path", "root=x"], "root=x: "),
         (["data", "verify", "data.root=nowhere"], "root=nowhere: "),
     ],

@@ -13,7 +13,7 @@ import yaml
 
 from dcasgd_repro import cli, figures, results
 from dcasgd_repro.errors import BadInput
-from dcasgd_repro.evidence import Claim, Difference, Evidence, T, difference, verdict
+from dcasgd_repro.evidence import Claim, Difference, Evidence, T, difference, near, student, verdict
 from dcasgd_repro.study import names, study
 
 ROOT = Path(__file__).parents[1]
@@ -109,6 +109,10 @@ def test_the_table_of_t_leaves_a_fortieth_above() -> None:
         simpson = np.sum(inside[:-1:2] + 4 * inside[1::2] + inside[2::2]) * angle[1] / 3
         total = math.sqrt(math.pi) * math.gamma(df / 2) / (2 * math.gamma((df + 1) / 2))
         assert 1 - simpson / total == pytest.approx(0.05, rel=1e-3), df
+    assert student(30) == pytest.approx(T[-1], abs=5e-4)
+    assert student(99) == pytest.approx(1.9842, abs=5e-5)  # from any table
+    many = difference(dict(enumerate([0.0, 2.0] * 50)), dict.fromkeys(range(100), 0.0))
+    assert many.half == pytest.approx(1.9842 * math.sqrt(100 / 99) / 10, abs=1e-4)
 
 
 WIDE = Claim("a", "b", 2.0)
@@ -138,11 +142,11 @@ def test_a_correction_that_is_too_small_explains_nothing() -> None:
     assert verdict(WIDE, found, 1.1e-3, 1e-3, False) == "reproduced"
 
 
-def test_a_number_is_near_the_papers_at_its_scale_only() -> None:
-    near = Claim("a", None, 1000.0, 0.15)
-    assert verdict(near, Difference(149.0, 0, 3), 0, 0, True) == "reproduced"
-    assert verdict(near, Difference(-151.0, 0, 3), 0, 0, True) == "not reproduced"
-    assert verdict(near, Difference(0.0, 0, 3), 0, 0, False) == "at the paper's scale only"
+def test_a_number_is_near_the_papers() -> None:
+    claim = Claim("a", None, 1000.0, 0.15)
+    assert near(claim, Difference(149.0, 0, 3)) == "reproduced"
+    assert near(claim, Difference(-151.0, 0, 3)) == "not reproduced"
+    assert near(claim, Difference(math.nan, math.inf, 0)) == "undecided"
 
 
 def test_evidence_of_runs_made_by_hand(mine: Path) -> None:
@@ -232,10 +236,22 @@ def test_every_figure_draws_every_scale(mine: Path, kind: str, scale: str) -> No
     assert any(np.allclose(line.astype(float).mean(), value, atol=1e-6) for line in data)
 
 
-def test_a_figure_that_there_is_not_is_refused(mine: Path) -> None:
-    chosen = replace(study(str(mine)), figure="nope")
-    with pytest.raises(BadInput, match=r"^figure=nope: choose table, epochs"):
-        figures.draw(Evidence(chosen, "laptop", Path("results")))
+def test_a_seed_that_only_one_of_the_two_cells_has_leaves_the_claim_undecided(mine: Path) -> None:
+    shutil.rmtree("results/mine/laptop/runs/asgd-8-seed2")
+    make_run(Path("results/mine/laptop/runs/asgd-8-seed3"), [0.5] * 5)
+    make_run(Path("results/mine/laptop/runs/dc-8-seed3"), [0.4] * 5, rule="dcasgd_c", lam=2)
+    here = Evidence(study(str(mine)), "laptop", Path("results"))
+    assert here.found[0].difference.n == 3
+    assert here.found[0].verdict == "undecided"
+
+
+def test_runs_of_another_configuration_are_not_pooled(mine: Path) -> None:
+    path = Path("results/mine/laptop/runs/dc-8-seed1/config.yaml")
+    path.write_text(path.read_text().replace("lam: 2", "lam: 3"))
+    with pytest.raises(
+        BadInput, match=r"dc-8-seed1: not the configuration of dc-8's other runs: ru"
+    ):
+        results.write(study(str(mine)), "laptop", Path("results"))
 
 
 def test_what_is_committed_is_what_report_writes(

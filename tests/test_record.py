@@ -233,8 +233,9 @@ def test_every_link_of_the_config_is_known() -> None:
 def test_the_inside_of_a_link_is_refused(inside: str, tmp_path: Path) -> None:
     value = {"task.data.augment": "false", "task.model.norm": "none", "task.model.depth": "14"}
     given = value.get(inside, "3")
+    lr = ["lr=warmup"] if inside.startswith("lr.") else []
     with pytest.raises(BadInput, match=rf"^{inside}=\w+: set {config.LINKS[inside]}="):
-        run(tmp_path / "run", f"{inside}={given}")
+        run(tmp_path / "run", *lr, f"{inside}={given}")
     assert not (tmp_path / "run").exists()
 
 

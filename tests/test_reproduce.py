@@ -42,7 +42,8 @@ class Instantly:
         workers = next(w for w in command if w.startswith("workers="))
         status = self.outcome[workers]
         log.write_text(f"so far\n\r50 %\rthe last line of {workers}\n")
-        (run_dir / "config.yaml").write_text("threads: 1\n")
+        text = f"threads: 1\nrule: {{_target_: x.ASGD}}\n{workers.replace('=', ': ')}\n"
+        (run_dir / "config.yaml").write_text(text + "exp: null\nscale: smoke\nseed: 0\n")
         (run_dir / "provenance.json").write_text("{}")
         rows = "push,test_loss\n50,\n200,\n250,\n300,1.5\n350,\n"
         (run_dir / "metrics.csv").write_text(rows)
@@ -110,6 +111,11 @@ def test_kept_are_the_ended_and_the_failed_with_the_rows_that_figures_need(
     reproduce.keep(jobs, tmp_path / "kept")
     kept = {path.name: path for path in (tmp_path / "kept").iterdir()}
     assert sorted(kept) == ["m1-seed0", "m2-seed0", "m3-seed0"]
+    reproduce.keep(jobs, tmp_path / "kept", failed=jobs[3:])
+    killed = json.loads((tmp_path / "kept" / "m4-seed0" / "summary.json").read_text())
+    assert killed["status"] == "failed"
+    assert (killed["rule"], killed["workers"], killed["pushes"]) == ("asgd", 4, 350)
+    assert killed["last_line"] == "the last line of workers=4"
     assert (kept["m3-seed0"] / "metrics.csv").read_text() == "push,test_loss\n50,\n200,\n300,1.5\n"
     assert sorted(p.name for p in kept["m1-seed0"].iterdir()) == [
         "config.yaml",
@@ -119,14 +125,14 @@ def test_kept_are_the_ended_and_the_failed_with_the_rows_that_figures_need(
     ]
 
 
-def test_a_begun_run_keeps_its_threads(jobs: list[reproduce.Job]) -> None:
+def test_a_begun_run_keeps_its_means(jobs: list[reproduce.Job]) -> None:
     job = jobs[0]
     assert job.command[-1] == f"run_dir={job.path}"
     job.path.mkdir(parents=True)
-    (job.path / "config.yaml").write_text("threads: 7\n")
-    assert reproduce.Job(**vars_of(job)).command[-1] == "threads=7"
-    (job.path / "config.yaml").write_text("threads: null\n")
-    assert reproduce.Job(**vars_of(job)).command[-1] == "threads=null"
+    means = "threads: 7\ndevice: cpu\nfused: false\nlog_every: 9\ndeterministic: null\n"
+    (job.path / "config.yaml").write_text(means)
+    kept = {"threads=7", "device=cpu", "fused=False", "log_every=9", "deterministic=null"}
+    assert set(reproduce.Job(**vars_of(job)).command[-5:]) == kept
 
 
 def vars_of(job: reproduce.Job) -> dict[str, object]:
@@ -172,14 +178,14 @@ def test_the_live_table_shows_every_cell(
     console = Console(record=True, width=60, file=io.StringIO())
     console.print(shown.table())
     lines = [line.split() for line in console.export_text().splitlines()]
-    assert lines[:5] == [
+    assert lines[0][:7] == ["mine:", "2", "of", "4", "runs,", "100%,", "no"]
+    assert lines[1:6] == [
         ["cell", "seed", "0"],
         ["m1", "12.34%"],
         ["m2", "diverged"],
         ["m3", "failed"],
         ["m4", "273%"],  # of 128 pushes: this log was made up
     ]
-    assert lines[5][:7] == ["mine:", "2", "of", "4", "runs,", "100%,", "no"]
     assert display.clock(3725.4) == "1:02:05"
 
 
@@ -310,6 +316,17 @@ def test_slurm_jobs_run_the_command_and_say_when_they_ended(
     while not endless.ended():
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def test_slurm_wants_a_cluster_and_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("submitit")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(BadInput, match=r"^launcher=slurm: there is no sbatch here"):
+        launchers.launcher("slurm", {"time": "60"})
+    (tmp_path / "sbatch").write_text("#!/bin/sh\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    with pytest.raises(BadInput, match=r"^slurm.time=None: give the minutes of a job"):
+        launchers.launcher("slurm", {})
 
 
 def test_a_launcher_that_is_not_installed_says_how_to_get_it(

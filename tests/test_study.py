@@ -91,6 +91,17 @@ def test_the_beginning_of_a_name_is_enough() -> None:
         ({"title": "t", "cells": {"a": ""}, "claims": [{"lower": "a"}]}, "KeyError: 'paper'"),
         ({"title": "t", "cells": {"a-{K}": ""}, "for": {"M": [1]}}, "KeyError: 'K'"),
         ({"title": "t", "cells": ["a"]}, "AttributeError"),
+        ({"title": "t", "cells": {"a": ""}, "figure": "pie"}, "figure=pie: choose table, epochs"),
+        ({"title": "t", "cells": {"a": ""}, "measure": "best"}, "measure=best: choose last10, be"),
+        ({"title": "t", "cells": {"../x": ""}}, "'../x' is no name for a cell"),
+        ({"title": "t", "cells": {"a": "seed=3"}}, "cell a sets seed, which is for reproduce"),
+        ({"title": "t", "cells": {"a": "seeds.data=3"}}, "cell a sets seeds.data, which is for re"),
+        (
+            {"title": "t", "cells": {"a": "scale=paper"}},
+            "cell a sets scale, which is for reproduce",
+        ),
+        ({"title": "t", "cells": {"a-{M}": ""}, "for": {"M": "48"}}, "give each axis a list of va"),
+        ({"title": "t", "runs_of": "bad"}, "runs_of names another study"),
         ("title: [", "not readable"),
         ("", "give a title and cells"),
     ],
@@ -135,6 +146,17 @@ def test_a_run_is_the_same_whatever_computes_it_and_another_with_another_number(
     assert len(found | {same}) == len(others) + 1
 
 
+def test_a_log_counts_by_its_content(tmp_path: Path) -> None:
+    log, other = tmp_path / "a.csv", tmp_path / "b.csv"
+    words = ["schedule=file", f"schedule.path={log}"]
+    log.write_text("one")
+    other.write_text("one")
+    one = identity_of(*words)
+    assert identity_of("schedule=file", f"schedule.path={other}") == one
+    log.write_text("two")
+    assert identity_of(*words) != one
+
+
 def test_cells_of_two_studies_share_their_run() -> None:
     at = {job.name: job.path for job in jobs_of(study("table1"), "laptop", 1)}
     tax = {job.name: job.path for job in jobs_of(study("staleness"), "laptop", 1)}
@@ -169,7 +191,9 @@ def test_kept_runs_are_their_cells_own(scale: str) -> None:
     jobs = {
         (name, job.name): job.path.name
         for name in {path.parts[-4] for path in kept}
-        for job in jobs_of(study(name), scale, 1 + max(int(p.name[-1]) for p in kept))
+        for job in jobs_of(
+            study(name), scale, 1 + max(int(p.name.rpartition("seed")[2]) for p in kept)
+        )
     }
     for path in kept:
         of_config = identity(OmegaConf.load(path / "config.yaml"))[:16]
