@@ -108,8 +108,7 @@ class Evidence:
         for name, runs in found.items():
             runs.sort(key=lambda run: int(run.summary["seed"]))
             for run in runs[1:]:
-                if run.config != runs[0].config:
-                    told = differences(runs[0].config, run.config)
+                if told := differences(runs[0].config, run.config):  # null counts as absent
                     remedy = f"not the configuration of {name}'s other runs: {told}; run it anew"
                     raise BadInput("report", run.path, remedy)
         return found
@@ -166,7 +165,8 @@ class Evidence:
 
         def rest(name: str) -> dict[str, Any]:
             config = self.runs[name][0].config
-            return {key: value for key, value in config.items() if not key.startswith(apart)}
+            given = {key: value for key, value in config.items() if value is not None}
+            return {key: value for key, value in given.items() if not key.startswith(apart)}
 
         if not self.runs[cell]:
             return None

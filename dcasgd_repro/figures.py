@@ -122,7 +122,7 @@ def forest(here: Evidence, axes: Axes) -> None:
     names = [f"{f.claim}\n{here.study.words.get(f.verdict, f.verdict)}" for f in here.found]
     axes.set_yticks(range(len(names)), names, fontsize=8, linespacing=1.0)
     axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.set_xlabel(f"paired difference, {unit} (95 %); right of 0 the claim holds")
+    axes.set_xlabel(f"paired difference, {unit}, 95 % interval\nright of 0: as claimed")
 
 
 def curves(here: Evidence, x: str) -> Figure:
@@ -202,6 +202,11 @@ def sensitivity(here: Evidence) -> Figure:
         means = frame.groupby("lambda")["error"].mean()
         by_lambda.plot(frame["lambda"], frame["error"], "o", color=BLUE, alpha=0.5, markersize=5)
         by_lambda.plot(means.index, means, color=BLUE, linewidth=1.8, label="ours: seeds, mean")
+    lost = [cells[name] for name in cells for run in here.runs[name] if not run.finished]
+    if lost:
+        top = by_lambda.get_ylim()[1]
+        words = "x: a run that diverged or failed"
+        by_lambda.plot(lost, [top] * len(lost), "x", color="#D55E00", label=words)
     key = "last10_test_error_pct"
     if key in here.study.paper:
         there = here.study.paper[here.study.paper.index.isin(list(cells))][key]
