@@ -29,7 +29,7 @@ train: data ## the main job; other runs: make train ARGS="+exp=cifar_asgd worker
 	$(RUN) train $(ARGS)
 
 test: lint types ## lint, types, tests
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 lint: .venv/ready
 	.venv/bin/ruff check .
