@@ -7,6 +7,7 @@ A run that fails takes no other with it; one that was stopped goes on from its c
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import shutil
 import signal
@@ -142,7 +143,7 @@ def run(jobs: Sequence[Job], at_a_time: int, launcher: Launcher, display: Displa
     """Runs what has not ended yet; returns the jobs that failed, and how they went to ``display``.
 
     SIGINT, SIGTERM and SIGHUP end it with KeyboardInterrupt, once the runs have written their
-    checkpoints; a second one kills them.
+    checkpoints; a second one kills them. A run that another process is at is waited for.
     """
     waiting = [job for job in unique(jobs) if job.status not in ENDED]
     running: dict[Path, tuple[Job, Handle]] = {}
@@ -152,17 +153,44 @@ def run(jobs: Sequence[Job], at_a_time: int, launcher: Launcher, display: Displa
             while waiting and len(running) < at_a_time:
                 job = waiting.pop(0)
                 job.path.mkdir(parents=True, exist_ok=True)
-                running[job.path] = job, launcher.start(job.command, job.path / "train.log")
+                handle: Handle = Elsewhere(job.path)
+                if handle.ended():
+                    handle = launcher.start(job.command, job.path / "train.log")
+                running[job.path] = job, handle
                 display.begun(job)
             time.sleep(POLL_S)
             for path, (job, handle) in list(running.items()):
                 if handle.ended():
                     del running[path]
+                    if job.status not in ENDED and isinstance(handle, Elsewhere):
+                        waiting.insert(0, job)  # that process left it unfinished: go on with it
+                        continue
                     if job.status not in ENDED:
                         failed.append(job)
                     display.ended(job)
             display.show([job for job, _ in running.values()])
     return failed
+
+
+class Elsewhere:
+    """A run that another process is at: left by a reproduce that was killed, or someone else's."""
+
+    def __init__(self, path: Path) -> None:
+        self.lock = path / ".lock"
+
+    def ended(self) -> bool:
+        if not self.lock.exists():
+            return True
+        with self.lock.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+        return True
+
+    def stop(self, hard: bool) -> None:
+        """Not ours to stop: it is let go."""
+        self.ended = lambda: True  # type: ignore[method-assign]
 
 
 @contextlib.contextmanager

@@ -89,6 +89,21 @@ def test_what_ended_is_left_alone_and_the_rest_is_run(jobs: list[reproduce.Job])
     assert failed[0].last_line() == "the last line of workers=4"
 
 
+def test_a_run_that_another_process_is_at_is_waited_for(jobs: list[reproduce.Job]) -> None:
+    path = jobs[0].path
+    path.mkdir(parents=True)
+    script = "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX);"
+    script += "print('locked', flush=True); time.sleep(float(sys.argv[2]))"
+    command = [sys.executable, "-c", script, str(path / ".lock"), "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"locked\n"
+        began, launcher = time.monotonic(), Instantly(OUTCOMES)
+        assert reproduce.run(jobs[:1], 1, launcher, display.display(jobs, "mine")) == []
+        assert time.monotonic() - began > 0.5
+    assert launcher.asked == [path]  # it left the run unfinished, so it was gone on with
+
+
 def test_cells_of_one_configuration_are_run_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
