@@ -97,7 +97,7 @@ usage: dcasgd-repro reproduce STUDY [scale=NAME] [seeds=N] [jobs=N] [launcher=NA
   scale=        {scale} (unset: paper with a CUDA device, else laptop)
   seeds=        how many: 0, 1, ... (default 3)
   jobs=         runs at a time (default: one a CPU core; with CUDA one)
-  launcher=     local, slurm (then slurm.partition=, slurm.time=, ...) or ray (ray.num_gpus=, ...)
+  launcher=     local, slurm (slurm.time=MINUTES slurm.partition= ...) or ray (ray.num_gpus= ...)
   KEY=VALUE     engine, threads, device, data.root: means, not numbers
   --dry-run     print the runs, their state and the time they should take, and stop
 
