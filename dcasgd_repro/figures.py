@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator, ScalarFormatter
+from matplotlib.ticker import FormatStrFormatter, NullLocator
 
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.evidence import Evidence
@@ -248,7 +248,7 @@ def tax(here: Evidence) -> Figure:
                   markersize=5, linewidth=1.8, label=name)  # fmt: skip
         axes.plot(frame["M"], frame["error"], ".", color=colour, alpha=0.45, markersize=5)
     axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_major_formatter(FormatStrFormatter("%d"))
     axes.xaxis.set_minor_locator(NullLocator())
     lost = [run for run in here.all_runs if not run.finished]
     for k, (kind, run_s) in enumerate(itertools.groupby(sorted(lost, key=_kind), key=_kind)):
