@@ -44,6 +44,7 @@ $(CIFAR): data
 
 table2: ## the ImageNet runs (also fig4): make table2 DATA=folder with train/ and val/
 $(IMAGENET): .venv/ready
+	@test -n "$(DATA)" || { echo "make $@: say where the images are: make $@ DATA=folder"; exit 2; }
 	$(RUN) reproduce $@ $(HOW) data.root=$(DATA)
 
 report: .venv/ready ## tables, figures and pages of results/ anew, and README's table
