@@ -94,7 +94,8 @@ usage: dcasgd-repro reproduce STUDY [scale=NAME] [seeds=N] [jobs=N] [launcher=NA
 
   STUDY         {studies};
                 the beginning of a name is enough; or a folder of yours with a grid.yaml
-  scale=        {scale} (unset: paper with a CUDA device, else laptop)
+  scale=        {scale} (unset: paper with a CUDA device, else laptop;
+                imagenet for its studies)
   seeds=        how many: 0, 1, ... (default 3)
   jobs=         runs at a time (default: one a CPU core; with CUDA one)
   launcher=     local, slurm (slurm.time=MINUTES slurm.partition= ...) or ray (ray.num_gpus= ...)

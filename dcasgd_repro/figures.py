@@ -20,7 +20,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, NullLocator
 
-from dcasgd_repro.errors import BadInput
 from dcasgd_repro.evidence import Evidence
 from dcasgd_repro.report import OTHERS, RULES, Run
 
@@ -40,8 +39,6 @@ def draw(here: Evidence) -> Figure:
         "workers": tax,
         "readings": readings,
     }
-    if here.study.figure not in kinds:
-        raise BadInput("figure", here.study.figure, f"choose {', '.join(kinds)}")
     figure = kinds[here.study.figure](here)
     figure.suptitle(f"{here.study.title} ({here.scale} scale)", fontsize=11)
     return figure
@@ -143,11 +140,9 @@ def curves(here: Evidence, x: str) -> Figure:
         if run.finished and (x == "epoch" or run.kind == "sgd")
     ]
     whole = max(wholes, default=1.0)
-    their_whole = here.study.curves[
-        their_x
-    ].max()  # epochs; of seconds sequential SGD's, the slowest
-    if "seconds_160_epochs" in here.study.paper:
-        their_whole = here.study.paper["seconds_160_epochs"].max() if x != "epoch" else their_whole
+    their_whole = here.study.curves[their_x].max()
+    if x == "simulated_s" and "seconds_160_epochs" in here.study.paper:
+        their_whole = here.study.paper["seconds_160_epochs"].max()  # sequential SGD's, the slowest
     for column, m in enumerate(workers):
         for row, split in enumerate(("test", "train")):
             panel: Axes = axes[row][column]

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import pandas as pd
 from hydra import compose, initialize_config_module
 from hydra.errors import HydraException
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from dcasgd_repro.config import length_of
@@ -243,7 +244,7 @@ def keep(jobs: Sequence[Job], folder: Path, failed: Sequence[Job] = ()) -> None:
 def _killed(job: Job) -> dict[str, Any]:
     """A summary of a run that left none."""
     cfg = OmegaConf.load(job.path / "config.yaml")
-    rule = str(cfg.rule._target_).rsplit(".", 1)[-1].lower()
+    rule = get_class(cfg.rule._target_).name  # type: ignore[attr-defined]
     told = {"status": "failed", "last_line": job.last_line(), "exp": cfg.exp, "scale": cfg.scale}
     told |= {"task": None, "rule": rule, "workers": cfg.workers, "seed": cfg.seed}
     return {**told, "pushes": job.done(), "wall_s": None, "weights_sha256": None}

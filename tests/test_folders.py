@@ -322,7 +322,6 @@ def alive(pid: str) -> bool:
         return False
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
 @pytest.mark.parametrize("how", ["end", "SIGINT", "SIGTERM", "SIGKILL"])
 def test_no_process_outlives_its_owner(root: Path, how: str) -> None:
     some = [str(path) for path, _ in files(root, "train")]
@@ -342,7 +341,6 @@ def test_no_process_outlives_its_owner(root: Path, how: str) -> None:
             time.sleep(0.02)
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
 def test_a_killed_process_is_told(root: Path) -> None:
     def ours() -> set[str]:
         tasks = Path("/proc/self/task").iterdir()

@@ -42,7 +42,8 @@ class Instantly:
         workers = next(w for w in command if w.startswith("workers="))
         status = self.outcome[workers]
         log.write_text(f"so far\n\r50 %\rthe last line of {workers}\n")
-        text = f"threads: 1\nrule: {{_target_: x.ASGD}}\n{workers.replace('=', ': ')}\n"
+        rule = "dcasgd_repro.rules.DCASGDa"
+        text = f"threads: 1\nrule: {{_target_: {rule}}}\n{workers.replace('=', ': ')}\n"
         (run_dir / "config.yaml").write_text(text + "exp: null\nscale: smoke\nseed: 0\n")
         (run_dir / "provenance.json").write_text("{}")
         rows = "push,test_loss\n50,\n200,\n250,\n300,1.5\n350,\n"
@@ -129,7 +130,7 @@ def test_kept_are_the_ended_and_the_failed_with_the_rows_that_figures_need(
     reproduce.keep(jobs, tmp_path / "kept", failed=jobs[3:])
     killed = json.loads((tmp_path / "kept" / "m4-seed0" / "summary.json").read_text())
     assert killed["status"] == "failed"
-    assert (killed["rule"], killed["workers"], killed["pushes"]) == ("asgd", 4, 350)
+    assert (killed["rule"], killed["workers"], killed["pushes"]) == ("dcasgd_a", 4, 350)
     assert killed["last_line"] == "the last line of workers=4"
     assert (kept["m3-seed0"] / "metrics.csv").read_text() == "push,test_loss\n50,\n200,\n300,1.5\n"
     assert sorted(p.name for p in kept["m1-seed0"].iterdir()) == [

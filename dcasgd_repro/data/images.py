@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
@@ -40,7 +41,7 @@ class Batch(NamedTuple):
 Epoch = TypeVar("Epoch")
 
 
-class Partitioned(Generic[Epoch]):
+class Partitioned(ABC, Generic[Epoch]):
     """The part of a data set that says which images are mini-batch k of worker m.
 
     Epoch ``e = k // batches_per_epoch`` has a permutation of all images; worker m takes its m-th
@@ -55,8 +56,9 @@ class Partitioned(Generic[Epoch]):
         self.batches_per_epoch = batches_per_epoch(size, workers, batch, seed)
         self._epochs: dict[int, Epoch] = {}
 
+    @abstractmethod
     def _draw(self, number: int) -> Epoch:
-        raise NotImplementedError
+        """What an epoch has, drawn from its own streams."""
 
     def _order(self, number: int) -> np.ndarray:
         """The permutation of an epoch, int64 [N]."""
