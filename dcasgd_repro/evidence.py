@@ -52,6 +52,9 @@ class Difference:
         return f"{self.mean:+.2f}{width}"
 
 
+NOTHING = Difference(math.nan, math.inf, 0)
+
+
 def difference(of: Mapping[int, float], minus: Mapping[int, float]) -> Difference:
     """``of - minus`` at equal seeds: ``D ± t(n-1) sigma / sqrt(n)``, sigma with n - 1."""
     pairs = [of[seed] - minus[seed] for seed in sorted(of.keys() & minus.keys())]
@@ -76,6 +79,12 @@ class Found:
     difference: Difference  # higher - lower, in the measure's unit
     dc_ratio: float  # of ``lower``
     verdict: str
+    change: Difference = NOTHING  # of the difference, against that of the claim on ``than``
+
+    @property
+    def moved(self) -> bool:
+        """Whether the interval of ``change`` leaves out 0, with enough seeds."""
+        return self.change.n >= ENOUGH and abs(self.change.mean) > self.change.half
 
 
 @dataclass(frozen=True)
@@ -139,7 +148,7 @@ class Evidence:
             assert claim.paper is not None
             apart = difference(lower, dict.fromkeys(lower, claim.paper))
             if not self.of_the_paper:
-                apart = Difference(math.nan, math.inf, 0)
+                apart = NOTHING
         ratios = [r.summary["dc_ratio_mean"] for r in self.runs[claim.lower] if r.finished]
         ratio = float(np.mean(ratios)) if ratios else math.nan
         size = self.of_the_paper and self.study.size_counts
@@ -151,7 +160,18 @@ class Evidence:
         whole = all(run.finished for run in runs) and all(s == seeds[0] for s in seeds)
         if word != ELSEWHERE and not whole:
             word = "undecided"
-        return Found(claim, apart, ratio, word)
+        return Found(claim, apart, ratio, word, self._change(claim))
+
+    def _change(self, claim: Claim) -> Difference:
+        """``(higher - lower) - (higher' - lower')``, paired over seeds; ' is the claim on than."""
+        there = [other for other in self.study.claims if other.lower == claim.than]
+        if not there:
+            return NOTHING
+        return difference(self._gain(claim), self._gain(there[0]))
+
+    def _gain(self, claim: Claim) -> dict[int, float]:
+        lower, higher = self.values(claim.lower), self.values(str(claim.higher))
+        return {seed: higher[seed] - lower[seed] for seed in lower.keys() & higher.keys()}
 
     def baseline(self, cell: str, kind: str) -> str | None:
         """The one cell of that kind (asgd, sgd) that differs from this one in its rule alone.
@@ -198,7 +218,8 @@ class Evidence:
 
     @cached_property
     def claims(self) -> pd.DataFrame:
-        """A row for each claim, as ``found`` has it."""
+        """A row for each claim, as ``found`` has it; its change, where a claim has ``than``."""
+        compared = any(f.claim.than for f in self.found)
         rows = [
             {
                 "claim": str(f.claim),
@@ -210,6 +231,7 @@ class Evidence:
                 "dc_ratio": f.dc_ratio,
                 "verdict": self.study.words.get(f.verdict, f.verdict),
             }
+            | (_changed(f) if compared else {})
             for f in self.found
         ]
         return pd.DataFrame(rows)
@@ -220,6 +242,11 @@ class Evidence:
         return (
             ", ".join(f"{words.count(word)} {word}" for word in sorted(set(words))) or "no claims"
         )
+
+
+def _changed(f: Found) -> dict[str, Any]:
+    change = {"than": f.claim.than, "change": f.change.mean, "change_half": f.change.half}
+    return change | {"moved": f.moved}
 
 
 def verdict(

@@ -143,12 +143,18 @@ def markdown_claims(here: Evidence) -> str:
     if not here.found:
         return "No claims."
     unit = UNITS[here.study.measure]
-    head = ["claim", f"difference, {unit}", "n", "paper", "dc_ratio", "verdict here"]
-    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * 4 + "---|"]
+    head = ["claim", f"difference, {unit}", "n", "paper", "dc_ratio"]
+    compared = any(f.claim.than for f in here.found)
+    head += ["change of the difference"] if compared else []
+    lines = ["| " + " | ".join([*head, "verdict here"]) + " |"]
+    lines.append("|---|" + "---:|" * (len(head) - 1) + "---|")
     for f in here.found:
         paper = "-" if f.claim.paper is None else f"{f.claim.paper:g}"
         line = [str(f.claim), str(f.difference), str(f.difference.n), paper]
-        line += [number(f.dc_ratio, ".1e"), here.study.words.get(f.verdict, f.verdict)]
+        line.append(number(f.dc_ratio, ".1e"))
+        if compared:
+            line.append(f"{f.change}{', **moved**' if f.moved else ''}" if f.claim.than else "")
+        line.append(here.study.words.get(f.verdict, f.verdict))
         lines.append("| " + " | ".join(line) + " |")
     return "\n".join(lines)
 

@@ -63,12 +63,14 @@ class Claim:
 
     ``paper``   the paper's own difference (its value, with ``within``); None: it has no number
     ``within``  as a part of ``paper``
+    ``than``    the ``lower`` of the claim whose difference this one's is compared with
     """
 
     lower: str
     higher: str | None
     paper: float | None
     within: float | None = None
+    than: str | None = None
 
     def __str__(self) -> str:
         if self.higher is None:
@@ -180,6 +182,9 @@ def _read(folder: Path, content: Any) -> Study:
     for claim in claims:
         for side in {claim.lower, claim.higher} - {None} - known:
             raise BadInput("study", grid, f"a claim names {side}, which is no cell")
+        if claim.than and claim.than not in {other.lower for other in claims} - {claim.lower}:
+            told = f"{claim}: than names {claim.than}, of which there is no other claim"
+            raise BadInput("study", grid, told)
     return Study(
         name=folder.name,
         folder=folder,
@@ -199,9 +204,13 @@ def _read(folder: Path, content: Any) -> Study:
 
 def _claim(line: Mapping[str, Any], point: Mapping[str, Any]) -> Claim:
     paper = None if line["paper"] is None else float(line["paper"])
+    known = {"cell", "within"} if "cell" in line else {"lower", "higher", "than"}
+    if odd := line.keys() - known - {"paper"}:
+        raise ValueError(f"a claim with {', '.join(sorted(odd))}")
     if "cell" in line:
         return Claim(str(line["cell"]).format(**point), None, paper, float(line["within"]))
-    return Claim(line["lower"].format(**point), line["higher"].format(**point), paper)
+    lower, higher = (line[side].format(**point) for side in ("lower", "higher"))
+    return Claim(lower, higher, paper, than=line.get("than"))
 
 
 def _points(axes: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:

@@ -165,6 +165,42 @@ def test_evidence_of_runs_made_by_hand(mine: Path) -> None:
     assert here.values("sgd") == {0: pytest.approx(30), 1: pytest.approx(30), 2: pytest.approx(30)}
 
 
+def test_a_change_of_the_difference_is_paired_over_four_runs(mine: Path) -> None:
+    grid = yaml.safe_load((mine / "grid.yaml").read_text())
+    grid["claims"][1]["than"] = "dc-8"
+    (mine / "grid.yaml").write_text(yaml.dump(grid, sort_keys=False))
+    folder = Path("results/mine/laptop/runs")
+
+    def gains_less(seed: int, points: float) -> None:
+        path = folder / f"tiny-8-seed{seed}" / "summary.json"
+        dc = json.loads((folder / f"dc-8-seed{seed}" / "summary.json").read_text())
+        error = dc["test_error_last10"] + points / 100
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"test_error_last10": error}))
+
+    for seed, points in enumerate((1, 2, 3)):
+        gains_less(seed, points)
+    plain, compared, _ = Evidence(study(str(mine)), "laptop", Path("results")).found
+    assert plain.change.n == 0
+    assert not plain.moved
+    assert (compared.change.mean, compared.change.n) == (pytest.approx(-2.0), 3)
+    assert compared.change.half == pytest.approx(4.303 / math.sqrt(3))
+    assert not compared.moved  # -2.00 +- 2.48
+    results.write(study(str(mine)), "laptop", Path("results"))
+    page = Path("results/mine/laptop/README.md").read_text()
+    assert "| paper | dc_ratio | change of the difference | verdict here |" in page
+    assert "| 1.0e-06 | -2.00 ± 2.48 | cannot explain |" in page
+    for seed, points in enumerate((1.9, 2, 2)):
+        gains_less(seed, points)
+    results.write(study(str(mine)), "laptop", Path("results"))
+    page = Path("results/mine/laptop/README.md").read_text()
+    assert "| 1.0e-06 | -1.97 ± 0.14, **moved** | cannot explain |" in page
+    short = folder / "dc-8-seed2" / "summary.json"
+    short.write_text(short.read_text().replace('"finished"', '"diverged"'))
+    again = Evidence(study(str(mine)), "laptop", Path("results")).found[1]
+    assert again.change.n == 2
+    assert not again.moved  # too few
+
+
 def test_the_stretch_before_the_drop_is_the_last_fifth_of_its_epochs(mine: Path) -> None:
     here = Evidence(study(str(mine)), "laptop", Path("results"))
     # drop after epoch 4: epochs in (3.2, 4], which is the fourth

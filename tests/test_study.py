@@ -90,6 +90,22 @@ def test_the_beginning_of_a_name_is_enough() -> None:
             "a claim names b, which is no cell",
         ),
         ({"title": "t", "cells": {"a": ""}, "claims": [{"lower": "a"}]}, "KeyError: 'paper'"),
+        (
+            {
+                "title": "t",
+                "cells": {"a": "", "b": ""},
+                "claims": [{"lower": "a", "higher": "b", "paper": 1, "than": "b"}],
+            },
+            "a < b: than names b, of which there is no other claim",
+        ),
+        (
+            {
+                "title": "t",
+                "cells": {"a": "", "b": ""},
+                "claims": [{"lower": "a", "higher": "b", "paper": 1, "thn": "b"}],
+            },
+            "ValueError: a claim with thn",
+        ),
         ({"title": "t", "cells": {"a-{K}": ""}, "for": {"M": [1]}}, "KeyError: 'K'"),
         ({"title": "t", "cells": ["a"]}, "AttributeError"),
         ({"title": "t", "cells": {"a": ""}, "figure": "pie"}, "figure=pie: choose table, epochs"),
