@@ -5,7 +5,7 @@ epochs   test and training error against epochs, a panel for each M
 seconds  the same against simulated seconds
 lambda   curves for each lambda_0, and the last-10 error against it
 workers  last-10 error against M, a line for each rule
-readings the claims' paired differences, and how large the correction was
+readings the claims' paired differences, which factors moved them, how large the correction was
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, NullLocator
 
-from dcasgd_repro.evidence import Evidence
+from dcasgd_repro.evidence import Difference, Evidence
 from dcasgd_repro.report import OTHERS, RULES, Run
 
-BLUE = "#0072B2"
+BLUE, RED, GREY = "#0072B2", "#D55E00", "#666666"
 DASHES = ["--", "-.", ":", "-", (0, (5, 1)), (0, (1, 1))]
 LAMBDAS = ["#D55E00", "#56B4E9", "#009E73", "#0072B2", "#CC79A7", "#E69F00"]
 MARKERS = {"sgd": "s", "asgd": "v", "ssgd": "D", "dcasgd_c": "^", "dcasgd_a": "o"}
@@ -59,7 +59,7 @@ def table(here: Evidence) -> Figure:
             errors.plot([mean, mean], [row - 0.3, row + 0.3], color=colour, linewidth=2)
         if lost := len(here.runs[cell]) - len(values):
             errors.annotate(f"{lost} not finished", (0.98, row), xycoords=("axes fraction", "data"),
-                            ha="right", va="center", fontsize=8, color="#D55E00")  # fmt: skip
+                            ha="right", va="center", fontsize=8, color=RED)  # fmt: skip
     key = "last10_test_error_pct"
     if here.of_the_paper and key in here.study.paper:
         there = [
@@ -78,32 +78,64 @@ def table(here: Evidence) -> Figure:
 
 
 def readings(here: Evidence) -> Figure:
-    """Left: the claims' paired differences. Right: dc_ratio, with the least that could matter."""
-    figure = Figure(figsize=(10.5, 1.8 + 0.34 * len(here.found)), layout="constrained")
-    claims, ratios = figure.subplots(1, 2, sharey=True, width_ratios=[1.6, 1])
+    """The claims' paired differences, their change where ``than`` is given, and dc_ratio."""
+    compared = any(f.claim.than for f in here.found)
+    widths = [1.5, 1.2, 1] if compared else [1.6, 1]
+    figure = Figure(
+        figsize=(5.4 + 2.6 * len(widths), 1.8 + 0.34 * len(here.found)), layout="constrained"
+    )
+    claims, *changes, ratios = figure.subplots(1, len(widths), sharey=True, width_ratios=widths)
     forest(here, claims)
+    for axes in changes:
+        colours = [BLUE if f.moved else GREY for f in here.found]
+        intervals(axes, [f.change for f in here.found], colours)
+        axes.set_xlabel(
+            "its change, 95 % interval (blue: moved)\nagainst the reading it is one off"
+        )
     for row, f in enumerate(here.found):
         if f.dc_ratio > 0:
             ratios.plot([f.dc_ratio], [row], "o", color=BLUE, markersize=5)
     ratios.set_xscale("log")
     if here.study.least_dc_ratio:
         ratios.axvline(here.study.least_dc_ratio, color="black", linestyle="--", linewidth=1)
-    ratios.set_xlabel("dc_ratio, mean (dashed: the least that counts)")
-    plain(claims, ratios)
+    ratios.set_xlabel("dc_ratio, mean\n(dashed: the least that counts)")
+    plain(claims, *changes, ratios)
     return figure
 
 
 def forest(here: Evidence, axes: Axes) -> None:
     """A row for each claim: its difference with a 95 % interval, and the paper's at its scale."""
     unit = "s" if here.study.measure == "simulated_s" else "points of error"
-    ends = [abs(f.difference.mean) for f in here.found if f.difference.n] or [1.0]
-    if here.of_the_paper:
-        ends += [abs(f.claim.paper) for f in here.found if f.claim.paper and f.claim.higher]
-    halves = [f.difference.half for f in here.found if np.isfinite(f.difference.half)]
+    paper = [f.claim.paper if here.of_the_paper and f.claim.higher else None for f in here.found]
+    colours = {"reproduced": BLUE, "not reproduced": RED}
+    chosen = [colours.get(f.verdict, GREY) for f in here.found]
+    intervals(axes, [f.difference for f in here.found], chosen, [p for p in paper if p])
+    for row, (f, theirs) in enumerate(zip(here.found, paper, strict=True)):
+        if theirs is not None:
+            axes.plot([theirs], [row], "|", color="#888888", markersize=12)
+        cells = {f.claim.lower, f.claim.higher} - {None}
+        lost = sum(not run.finished for cell in cells for run in here.runs[str(cell)])
+        if lost and not f.difference.n:
+            words = f"diverged or failed: {lost}"
+            axes.text(0, row, words, ha="center", va="center", fontsize=8, color=RED,
+                      backgroundcolor="white")  # fmt: skip
+    names = [f"{f.claim}\n{here.study.words.get(f.verdict, f.verdict)}" for f in here.found]
+    axes.set_yticks(range(len(names)), names, fontsize=8, linespacing=1.0)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xlabel(f"paired difference, {unit}, 95 % interval\nright of 0: as claimed")
+
+
+def intervals(
+    axes: Axes,
+    differences: Sequence[Difference],
+    colours: Sequence[str],
+    also: Sequence[float] = (),
+) -> None:
+    """A row for each difference, an arrow where its interval goes on; ``also`` is in sight."""
+    ends = [abs(d.mean) for d in differences if d.n] + [abs(value) for value in also] or [1.0]
+    halves = [d.half for d in differences if np.isfinite(d.half)]
     widest = 1.1 * (max(ends) + (float(np.median(halves)) if halves else 0.0))
-    for row, f in enumerate(here.found):
-        d = f.difference
-        colour = {"reproduced": BLUE, "not reproduced": "#D55E00"}.get(f.verdict, "#666666")
+    for row, (d, colour) in enumerate(zip(differences, colours, strict=True)):
         if d.n:
             axes.plot([d.mean], [row], "o", color=colour, markersize=5)
         if d.n > 1:
@@ -112,14 +144,8 @@ def forest(here: Evidence, axes: Axes) -> None:
             for end, cut, marker in ((low, d.low, 4), (high, d.high, 5)):
                 if end != cut:  # the interval goes on beyond the axes
                     axes.plot([end], [row], marker=marker, color=colour, markersize=5)
-        if here.of_the_paper and f.claim.paper is not None and f.claim.higher:
-            axes.plot([f.claim.paper], [row], "|", color="#888888", markersize=12)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_xlim(-1.08 * widest, 1.08 * widest)
-    names = [f"{f.claim}\n{here.study.words.get(f.verdict, f.verdict)}" for f in here.found]
-    axes.set_yticks(range(len(names)), names, fontsize=8, linespacing=1.0)
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.set_xlabel(f"paired difference, {unit}, 95 % interval\nright of 0: as claimed")
 
 
 def curves(here: Evidence, x: str) -> Figure:
@@ -201,7 +227,7 @@ def sensitivity(here: Evidence) -> Figure:
     if lost:
         top = by_lambda.get_ylim()[1]
         words = "x: a run that diverged or failed"
-        by_lambda.plot(lost, [top] * len(lost), "x", color="#D55E00", label=words)
+        by_lambda.plot(lost, [top] * len(lost), "x", color=RED, label=words)
     key = "last10_test_error_pct"
     if key in here.study.paper:
         there = here.study.paper[here.study.paper.index.isin(list(cells))][key]
