@@ -141,7 +141,7 @@ def main() -> None:
     except OSError as error:
         sys.exit(told(f"{error.filename}: {error.strerror}", 4))
     except KeyboardInterrupt:
-        sys.exit(told("interrupted before it began", 130))
+        sys.exit(told("interrupted", 130))
 
 
 def dispatch(command: str, rest: list[str]) -> int:
@@ -473,17 +473,21 @@ def reproduce(arguments: list[str]) -> int:
     at_a_time = whole("jobs", given.pop("jobs", str(1 if cuda else os.cpu_count() or 1)))
     name = given.pop("launcher", "local")
     options = {k.partition(".")[2]: given.pop(k) for k in list(given) if k.startswith(f"{name}.")}
+    for key, value in given.items():
+        if (other := key.partition(".")[0]) in ("slurm", "ray"):
+            raise BadInput(key, value, f"goes with launcher={other}, and launcher={name} is chosen")
     extra = [f"{key}={value}" for key, value in given.items()]
     if name == "local" and at_a_time > 1 and "threads" not in given and not cuda:
         extra.append("threads=1")  # side by side, each is fastest on a core of its own
     jobs = reproductions.jobs_of(chosen, scale, seeds, extra)
     if "--dry-run" in arguments:
         rate = lambda: reproductions.seconds_per_push(scale)  # noqa: E731
-        print(reproductions.plan(jobs, at_a_time, rate))
+        print(f"{chosen.name}, scale={scale}\n{reproductions.plan(jobs, at_a_time, rate)}")
         return 0
     launcher = launchers.launcher(name, options)
     try:
-        failed = reproductions.run(jobs, at_a_time, launcher, display(jobs, chosen.name))
+        title = f"{chosen.name}, scale={scale}"
+        failed = reproductions.run(jobs, at_a_time, launcher, display(jobs, title))
     except KeyboardInterrupt:
         again = " ".join(["dcasgd-repro reproduce", *arguments])
         return told(f"interrupted; every run goes on from its checkpoint with: {again}", 130)

@@ -24,17 +24,19 @@ class _Watched:
         self.runs = list({job.path: job for job in jobs}.values())
         self.running: list[Job] = []
         self.began_s = time.monotonic()
-        self.begun_with = self.pushes()
+        self.begun_with = self.made()
 
-    def pushes(self) -> int:
-        return sum(done(job) for job in self.runs)
+    def made(self) -> int:
+        """Pushes that were made: of a run that diverged, those up to there."""
+        return sum(job.done() for job in self.runs)
 
     def title(self) -> str:
-        here, total = self.pushes(), sum(job.pushes for job in self.runs)
+        total = sum(job.pushes for job in self.runs)
+        to_do = total - sum(done(job) for job in self.runs)
         whole = sum(job.status in ENDED for job in self.runs)
-        rate = (here - self.begun_with) / max(time.monotonic() - self.began_s, 1e-9)
-        left = f"{clock((total - here) / rate)} left" if rate else "no push yet"
-        return f"{self.study}: {whole} of {len(self.runs)} runs, {here / total:.0%}, {left}"
+        rate = (self.made() - self.begun_with) / max(time.monotonic() - self.began_s, 1e-9)
+        left = f"{clock(to_do / rate)} left" if rate > 0 else "no push yet"
+        return f"{self.study}: {whole} of {len(self.runs)} runs, {1 - to_do / total:.0%}, {left}"
 
 
 class Lines(_Watched):

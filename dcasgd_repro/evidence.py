@@ -80,11 +80,7 @@ class Found:
     dc_ratio: float  # of ``lower``
     verdict: str
     change: Difference = NOTHING  # of the difference, against that of the claim on ``than``
-
-    @property
-    def moved(self) -> bool:
-        """Whether the interval of ``change`` leaves out 0, with enough seeds."""
-        return self.change.n >= ENOUGH and abs(self.change.mean) > self.change.half
+    moved: bool = False  # the interval of ``change`` leaves out 0, over enough seeds, none lost
 
 
 @dataclass(frozen=True)
@@ -140,8 +136,7 @@ class Evidence:
         return [self._judge(claim) for claim in self.study.claims]
 
     def _judge(self, claim: Claim) -> Found:
-        cells = [claim.lower] + ([claim.higher] if claim.higher else [])
-        lower, runs = self.values(claim.lower), [run for c in cells for run in self.runs[c]]
+        lower = self.values(claim.lower)
         if claim.higher:
             apart = difference(self.values(claim.higher), lower)
         else:
@@ -156,18 +151,23 @@ class Evidence:
             word = near(claim, apart) if self.of_the_paper else ELSEWHERE
         else:
             word = verdict(claim, apart, ratio, self.study.least_dc_ratio, size)
-        seeds = [{run.summary["seed"] for run in self.runs[c]} for c in cells]
-        whole = all(run.finished for run in runs) and all(s == seeds[0] for s in seeds)
-        if word != ELSEWHERE and not whole:
+        if word != ELSEWHERE and not self._whole(claim):
             word = "undecided"
-        return Found(claim, apart, ratio, word, self._change(claim))
+        if claim.than is None:
+            return Found(claim, apart, ratio, word)
+        # (higher - lower) - (higher' - lower') at equal seeds; ' is the claim on ``than``
+        [other] = [c for c in self.study.claims if c.lower == claim.than]
+        change = difference(self._gain(claim), self._gain(other))
+        moved = change.n >= ENOUGH and abs(change.mean) > change.half
+        whole = self._whole(claim, other)
+        return Found(claim, apart, ratio, word, change, moved and whole)
 
-    def _change(self, claim: Claim) -> Difference:
-        """``(higher - lower) - (higher' - lower')``, paired over seeds; ' is the claim on than."""
-        there = [other for other in self.study.claims if other.lower == claim.than]
-        if not there:
-            return NOTHING
-        return difference(self._gain(claim), self._gain(there[0]))
+    def _whole(self, *claims: Claim) -> bool:
+        """Whether all runs of these claims' cells have finished, and their seeds are the same."""
+        cells = {cell for claim in claims for cell in (claim.lower, claim.higher)} - {None}
+        runs = [self.runs[str(cell)] for cell in cells]
+        seeds = {frozenset(run.summary["seed"] for run in of_cell) for of_cell in runs}
+        return len(seeds) == 1 and all(run.finished for of_cell in runs for run in of_cell)
 
     def _gain(self, claim: Claim) -> dict[int, float]:
         lower, higher = self.values(claim.lower), self.values(str(claim.higher))
@@ -283,7 +283,8 @@ def before_drop(run: Run, chosen: Study) -> float:
         return math.nan
     start, end = drops[chosen.drop - 1 : chosen.drop + 1]
     rows = run.metrics.dropna(subset=["test_error"])
-    there = rows["epoch"].between(start + 0.8 * (end - start) - 1e-6, end + 1e-6)
+    late = 1e-3  # an evaluation comes with the first push of its epoch's end, or soon after it
+    there = rows["epoch"].between(start + 0.8 * (end - start) - 1e-6, end + late)
     return 100 * float(rows[there]["test_error"].mean())
 
 

@@ -206,10 +206,11 @@ def sensitivity(here: Evidence) -> Figure:
     styles = itertools.cycle(zip(LAMBDAS, DASHES, strict=True))
     looks = dict(zip(cells, styles, strict=False))
     for name, runs in here.runs.items():
-        if not runs:
+        done = [run for run in runs if run.finished]
+        if not done:
             continue
         colour, dashes = looks[name] if name in cells else ("#000000", "-")
-        whole = 1.0 if absolute else runs[0].summary["epochs"]
+        whole = 1.0 if absolute else done[0].summary["epochs"]
         band(by_epoch, runs, "test_error", "epoch", whole, name, colour, dashes)
         paper = here.study.curves
         paper = paper[(paper["cell"] == name) & (paper["split"] == "test")]

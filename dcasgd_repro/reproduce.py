@@ -16,10 +16,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Protocol
 
 import pandas as pd
+import yaml
 from hydra import compose, initialize_config_module
 from hydra.errors import HydraException
 from hydra.utils import get_class
@@ -53,11 +55,7 @@ class Job:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """Its summary.json; empty where there is none to read."""
-        with contextlib.suppress(OSError, ValueError):
-            content = json.loads((self.path / "summary.json").read_text())
-            return content if isinstance(content, dict) else {}
-        return {}
+        return summary_of(self.path)
 
     @property
     def status(self) -> str:
@@ -73,14 +71,14 @@ class Job:
 
     @cached_property
     def command(self) -> list[str]:
-        """What one would type; a run that was begun keeps its device, threads and the like."""
-        words = [*PYTHON, "train", *self.overrides, f"run_dir={self.path}"]
+        """What one would type; a run that was begun keeps its engine, device, threads and so on."""
+        kept: dict[str, Any] = {}
         with contextlib.suppress(Exception):  # whatever is wrong with that file, train will say
             config = OmegaConf.load(self.path / "config.yaml")
-            for key in set(MEANS) - {"engine"}:
-                value = config[key]
-                words.append(f"{key}={'null' if value is None else value}")
-        return words
+            kept = {key: config[key] for key in MEANS if key != "engine"} | engine(config.engine)
+        words = [word for word in self.overrides if word.partition("=")[0] not in kept]
+        words += [f"{key}={'null' if value is None else value}" for key, value in kept.items()]
+        return [*PYTHON, "train", *words, f"run_dir={self.path}"]
 
     def last_line(self) -> str:
         """What its process said last."""
@@ -89,6 +87,23 @@ class Job:
             if lines := [line for line in text.splitlines() if line.strip()]:
                 return lines[-1].strip()
         return "it said nothing"
+
+
+def summary_of(run: Path) -> dict[str, Any]:
+    """A run's summary.json; empty where there is none to read."""
+    with contextlib.suppress(OSError, ValueError):
+        content = json.loads((run / "summary.json").read_text())
+        return content if isinstance(content, dict) else {}
+    return {}
+
+
+def engine(config: DictConfig) -> dict[str, Any]:
+    """What chooses that engine: its name, and its own keys."""
+    for file in (files("dcasgd_repro.conf") / "engine").iterdir():
+        if yaml.safe_load(file.read_text())["_target_"] == config["_target_"]:
+            own = {f"engine.{key}": value for key, value in config.items() if str(key)[0] != "_"}
+            return {"engine": file.name.removesuffix(".yaml"), **own}
+    return {}
 
 
 class Display(Protocol):
@@ -110,7 +125,9 @@ def jobs_of(study: Study, scale: str, seeds: int, extra: Sequence[str] = ()) -> 
     for word in extra:
         key, _, value = word.partition("=")
         if key.split(".")[0] not in (*MEANS, "data", "checkpoint"):
-            remedy = "would make it another study: copy its folder, change the grid, and name that"
+            remedy = (
+                "would make it another study: copy its folder under another name, change the grid"
+            )
             raise BadInput(key, value, remedy)
     jobs = []
     with initialize_config_module("dcasgd_repro.conf", version_base="1.3"):
@@ -163,8 +180,10 @@ def run(jobs: Sequence[Job], at_a_time: int, launcher: Launcher, display: Displa
             for path, (job, handle) in list(running.items()):
                 if handle.ended():
                     del running[path]
-                    if job.status not in ENDED and isinstance(handle, Elsewhere):
-                        waiting.insert(0, job)  # that process left it unfinished: go on with it
+                    elsewhere = isinstance(handle, Elsewhere) or not Elsewhere(path).ended()
+                    if job.status not in ENDED and elsewhere:
+                        # It was left unfinished there, or another process was first: wait, go on.
+                        waiting.insert(0, job)
                         continue
                     if job.status not in ENDED:
                         failed.append(job)
@@ -200,7 +219,9 @@ def _stopping(running: dict[Path, tuple[Job, Handle]]) -> Iterator[None]:
     def stop(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
 
-    stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    stops = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup wants it to go on
+        stops.append(signal.SIGHUP)
     before = [(number, signal.signal(number, stop)) for number in stops]
     try:
         yield
@@ -231,6 +252,8 @@ def keep(jobs: Sequence[Job], folder: Path, failed: Sequence[Job] = ()) -> None:
         if job.status not in (*ENDED, "failed") and job.path not in lost:
             continue
         target = folder / job.name
+        if job.status not in ENDED and summary_of(target).get("status") in ENDED:
+            continue  # kept before, by a run that ended: not to be lost to one that failed
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
         for name in ("config.yaml", "provenance.json"):

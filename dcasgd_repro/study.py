@@ -115,6 +115,9 @@ def study(name: str) -> Study:
     if (Path(name) / "grid.yaml").exists():
         folder = Path(name).resolve()
     grid = folder / "grid.yaml"
+    if folder.parent.resolve() != FOLDER.resolve() and folder.name in names():
+        remedy = f"{folder.name} is a study of ours, whose results it would take for its own"
+        raise BadInput("study", folder, f"give the folder another name: {remedy}")
     if not grid.exists():
         remedy = f"choose {', '.join(near or names()) or 'none here'}, or a folder with a grid.yaml"
         raise BadInput("study", name, f"no such study; {remedy}")
@@ -182,8 +185,9 @@ def _read(folder: Path, content: Any) -> Study:
     for claim in claims:
         for side in {claim.lower, claim.higher} - {None} - known:
             raise BadInput("study", grid, f"a claim names {side}, which is no cell")
-        if claim.than and claim.than not in {other.lower for other in claims} - {claim.lower}:
-            told = f"{claim}: than names {claim.than}, of which there is no other claim"
+        others = [other for other in claims if other.lower == claim.than and other.higher]
+        if claim.than and (len(others) != 1 or others[0] == claim):
+            told = f"{claim}: than={claim.than} must be what one other claim says is lower"
             raise BadInput("study", grid, told)
     return Study(
         name=folder.name,
@@ -210,7 +214,8 @@ def _claim(line: Mapping[str, Any], point: Mapping[str, Any]) -> Claim:
     if "cell" in line:
         return Claim(str(line["cell"]).format(**point), None, paper, float(line["within"]))
     lower, higher = (line[side].format(**point) for side in ("lower", "higher"))
-    return Claim(lower, higher, paper, than=line.get("than"))
+    than = line["than"].format(**point) if "than" in line else None
+    return Claim(lower, higher, paper, than=than)
 
 
 def _points(axes: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:

@@ -105,6 +105,43 @@ def test_a_run_that_another_process_is_at_is_waited_for(jobs: list[reproduce.Job
     assert launcher.asked == [path]  # it left the run unfinished, so it was gone on with
 
 
+class Overtaken(Instantly):
+    """Another process begins the run first: ours is refused, as train refuses a second writer."""
+
+    def start(self, command: Sequence[str], log: Path) -> Instantly.Handle:
+        handle = super().start(command, log)
+        if len(self.asked) == 1:
+            script = "import fcntl, sys, time; f = open(sys.argv[1], 'w');"
+            script += "fcntl.flock(f, fcntl.LOCK_EX); print('locked', flush=True); time.sleep(1)"
+            words = [sys.executable, "-c", script, str(self.asked[0] / ".lock")]
+            self.other = subprocess.Popen(words, stdout=subprocess.PIPE)
+            assert self.other.stdout is not None
+            assert self.other.stdout.readline() == b"locked\n"
+            (self.asked[0] / "summary.json").unlink()
+        return handle
+
+
+def test_a_run_that_another_process_began_first_has_not_failed(jobs: list[reproduce.Job]) -> None:
+    launcher = Overtaken(OUTCOMES)
+    began = time.monotonic()
+    assert reproduce.run(jobs[:1], 1, launcher, display.display(jobs, "mine")) == []
+    assert time.monotonic() - began > 0.5
+    assert launcher.asked == [jobs[0].path] * 2
+    launcher.other.communicate()
+
+
+def test_a_hangup_that_is_ignored_stays_so() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with reproduce._stopping({}):
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # as under nohup
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with pytest.raises(KeyboardInterrupt), reproduce._stopping({}):
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_cells_of_one_configuration_are_run_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,18 +178,83 @@ def test_kept_are_the_ended_and_the_failed_with_the_rows_that_figures_need(
     ]
 
 
+def test_a_failed_run_does_not_replace_one_that_ended_before(
+    jobs: list[reproduce.Job], tmp_path: Path
+) -> None:
+    before = tmp_path / "kept" / "m3-seed0" / "summary.json"
+    before.parent.mkdir(parents=True)
+    before.write_text('{"status": "finished", "weights_sha256": "f00d"}')
+    failed = reproduce.run(jobs[2:], 2, Instantly(OUTCOMES), display.display(jobs, "mine"))
+    reproduce.keep(jobs, tmp_path / "kept", failed)
+    assert json.loads(before.read_text())["weights_sha256"] == "f00d"
+    ended = Instantly({**OUTCOMES, "workers=3": "diverged"})
+    reproduce.run(jobs[2:3], 1, ended, display.display(jobs, "mine"))
+    reproduce.keep(jobs, tmp_path / "kept")
+    assert json.loads(before.read_text()) == {"status": "diverged"}
+
+
 def test_a_begun_run_keeps_its_means(jobs: list[reproduce.Job]) -> None:
     job = jobs[0]
     assert job.command[-1] == f"run_dir={job.path}"
     job.path.mkdir(parents=True)
     means = "threads: 7\ndevice: cpu\nfused: false\nlog_every: 9\ndeterministic: null\n"
+    means += "engine: {_target_: dcasgd_repro.fast.threads.Threads, slots: null}\n"
     (job.path / "config.yaml").write_text(means)
     kept = {"threads=7", "device=cpu", "fused=False", "log_every=9", "deterministic=null"}
-    assert set(reproduce.Job(**vars_of(job)).command[-5:]) == kept
+    given = vars_of(job)
+    given["overrides"] = (*job.overrides, "engine=plain", "threads=1")
+    command = reproduce.Job(**given).command
+    assert set(command[-8:-1]) == kept | {"engine=threads", "engine.slots=null"}
+    assert command[-1] == f"run_dir={job.path}"
+    assert not {"engine=plain", "threads=1"} & set(command)
+
+
+def test_a_run_begun_with_another_engine_is_gone_on_with(tmp_path: Path) -> None:
+    name = grid(tmp_path / "mine", {"a": f"{QUADRATIC} workers=2 epochs=60"})
+    command = [
+        sys.executable,
+        "-m",
+        "dcasgd_repro.cli",
+        "reproduce",
+        name,
+        "scale=smoke",
+        "seeds=1",
+    ]
+    first = subprocess.Popen([*command, "engine=threads"], cwd=tmp_path, stdout=-3, stderr=-3)
+    job = reproduce.jobs_of(study(name), "smoke", 1)[0]
+    there = reproduce.Job(**{**vars_of(job), "path": tmp_path / job.path})
+    deadline = time.monotonic() + 60
+    while there.done() < 100:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    first.send_signal(signal.SIGINT)
+    assert first.wait(60) == 130
+    assert there.status == "interrupted"
+    subprocess.run([*command, "engine=plain"], cwd=tmp_path, check=True, capture_output=True)
+    assert there.status == "finished"
+    config = yaml.safe_load((there.path / "config.yaml").read_text())
+    assert config["engine"]["_target_"] == "dcasgd_repro.fast.threads.Threads"
 
 
 def vars_of(job: reproduce.Job) -> dict[str, object]:
     return {key: getattr(job, key) for key in job.__dataclass_fields__}
+
+
+def test_the_time_left_does_not_count_what_a_divergence_saved_as_work(
+    jobs: list[reproduce.Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(display.time, "monotonic", lambda: now[0])
+    lines = display.Lines(jobs, "mine")
+    for job, pushes in zip(jobs, (64, 2), strict=False):
+        job.path.mkdir(parents=True)
+        (job.path / "metrics.csv").write_text(f"push,test_loss\n{pushes},\n")
+    (jobs[1].path / "summary.json").write_text('{"status": "diverged"}')
+    now[0] = 100.0  # 66 pushes made; 64 + 128 + 128 of 4 x 128 to do: 484.8 s
+    assert lines.title() == "mine: 1 of 4 runs, 38%, 0:08:05 left"
+    (jobs[0].path / "metrics.csv").unlink()  # begun anew
+    lines.begun_with = 3
+    assert lines.title() == "mine: 1 of 4 runs, 25%, no push yet"
 
 
 def test_a_plan_tells_states_pushes_and_hours(jobs: list[reproduce.Job]) -> None:
@@ -214,7 +316,10 @@ def test_the_live_table_shows_every_cell(
         (["tabel"], "study=tabel: no such study; choose"),
         (["table1", "scale=smoke", "epochs=2"], "epochs=2: would make it another study"),
         (["table1", "scale=smoke", "launcher=k8s"], "launcher=k8s: choose local, slurm or ray"),
-        (["table1", "scale=smoke", "ray.num_gpus=1"], "ray.num_gpus=1: would make it another"),
+        (
+            ["table1", "scale=smoke", "ray.num_gpus=1"],
+            "ray.num_gpus=1: goes with launcher=ray, and",
+        ),
     ],
 )
 def test_reproduce_refuses_in_one_line(

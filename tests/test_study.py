@@ -65,6 +65,26 @@ def test_a_grid_is_expanded_over_its_axes(tmp_path: Path) -> None:
     assert made.name == made.runs_of == "mine"
 
 
+def test_than_is_expanded_and_names_one_other_difference(tmp_path: Path) -> None:
+    content = {"title": "t", "cells": {"a-{L}": "", "d-{L}": "", "b": ""}, "for": {"L": [1, 2]}}
+    claims = [
+        {"lower": "d-{L}", "higher": "b", "paper": 1},
+        {"lower": "a-{L}", "higher": "b", "paper": 1, "than": "d-{L}"},
+    ]
+    made = study(grid(tmp_path / "mine", {**content, "claims": claims}))
+    assert [claim.than for claim in made.claims] == [None, None, "d-1", "d-2"]
+    claims[0] = {"cell": "d-{L}", "paper": 1, "within": 0.1}
+    with pytest.raises(BadInput, match="a-1 < b: than=d-1 must be what one other claim says is lo"):
+        study(grid(tmp_path / "within", {**content, "claims": claims}))
+
+
+def test_a_folder_of_ones_own_may_not_bear_the_name_of_a_study(tmp_path: Path) -> None:
+    name = grid(tmp_path / "fig5_lambda", {"title": "t", "cells": {"a": "+exp=cifar_dc"}})
+    with pytest.raises(BadInput, match="fig5_lambda: give the folder another name: fig5_lambda is"):
+        study(name)
+    assert study(str(ROOT / "experiments" / "fig5_lambda")).name == "fig5_lambda"
+
+
 def test_the_beginning_of_a_name_is_enough() -> None:
     assert study("table1").name == "table1_cifar10"
     with pytest.raises(BadInput, match=r"^study=fig: no such study; choose fig2_epochs, fig3_"):
@@ -96,7 +116,7 @@ def test_the_beginning_of_a_name_is_enough() -> None:
                 "cells": {"a": "", "b": ""},
                 "claims": [{"lower": "a", "higher": "b", "paper": 1, "than": "b"}],
             },
-            "a < b: than names b, of which there is no other claim",
+            "a < b: than=b must be what one other claim says is lower",
         ),
         (
             {
