@@ -89,9 +89,7 @@ def readings(here: Evidence) -> Figure:
     for axes in changes:
         colours = [BLUE if f.moved else GREY for f in here.found]
         intervals(axes, [f.change for f in here.found], colours)
-        axes.set_xlabel(
-            "its change, 95 % interval (blue: moved)\nagainst the reading it is one off"
-        )
+        axes.set_xlabel("its change, 95 % interval (blue: moved)\nfrom the reading one factor away")
     for row, f in enumerate(here.found):
         if f.dc_ratio > 0:
             ratios.plot([f.dc_ratio], [row], "o", color=BLUE, markersize=5)
@@ -115,10 +113,9 @@ def forest(here: Evidence, axes: Axes) -> None:
             axes.plot([theirs], [row], "|", color="#888888", markersize=12)
         cells = {f.claim.lower, f.claim.higher} - {None}
         lost = sum(not run.finished for cell in cells for run in here.runs[str(cell)])
-        if lost and not f.difference.n:
-            words = f"diverged or failed: {lost}"
-            axes.text(0, row, words, ha="center", va="center", fontsize=8, color=RED,
-                      backgroundcolor="white")  # fmt: skip
+        if lost:
+            axes.annotate(f"diverged or failed: {lost}", (0.01, row), va="center", fontsize=8,
+                          xycoords=("axes fraction", "data"), color=RED)  # fmt: skip
     names = [f"{f.claim}\n{here.study.words.get(f.verdict, f.verdict)}" for f in here.found]
     axes.set_yticks(range(len(names)), names, fontsize=8, linespacing=1.0)
     axes.set_ylim(len(names) - 0.5, -0.5)
