@@ -99,7 +99,8 @@ usage: dcasgd-repro reproduce STUDY [scale=NAME] [seeds=N] [jobs=N] [launcher=NA
   seeds=        how many: 0, 1, ... (default 3)
   jobs=         runs at a time (default: one a CPU core; with CUDA one)
   launcher=     local, slurm (slurm.time=MINUTES slurm.partition= ...) or ray (ray.num_gpus= ...)
-  KEY=VALUE     engine, threads, device, data.root: means, not numbers
+  KEY=VALUE     engine, threads, device, data.root: means, not numbers (a run that was begun keeps its
+                own)
   --dry-run     print the runs, their state and the time they should take, and stop
 
 Runs what is missing under outputs/cells, goes on with what was stopped, and keeps going when a run
@@ -485,6 +486,11 @@ def reproduce(arguments: list[str]) -> int:
         print(f"{chosen.name}, scale={scale}\n{reproductions.plan(jobs, at_a_time, rate)}")
         return 0
     launcher = launchers.launcher(name, options)
+    words = {word.lower() for word in extra}
+    left = [job for job in reproductions.unique(jobs) if job.status not in reproductions.ENDED]
+    if other := [job for job in left if not words <= {word.lower() for word in job.command}]:
+        begun = ", ".join(job.name for job in other)
+        told(f"begun with other means than {' '.join(extra)}, which they keep: {begun}", 0)
     try:
         title = f"{chosen.name}, scale={scale}"
         failed = reproductions.run(jobs, at_a_time, launcher, display(jobs, title))

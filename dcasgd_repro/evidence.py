@@ -156,7 +156,7 @@ class Evidence:
         if claim.than is None:
             return Found(claim, apart, ratio, word)
         # (higher - lower) - (higher' - lower') at equal seeds; ' is the claim on ``than``
-        [other] = [c for c in self.study.claims if c.lower == claim.than]
+        [other] = [c for c in self.study.claims if c.lower == claim.than and c.higher]
         change = difference(self._gain(claim), self._gain(other))
         moved = change.n >= ENOUGH and abs(change.mean) > change.half
         whole = self._whole(claim, other)
@@ -283,7 +283,8 @@ def before_drop(run: Run, chosen: Study) -> float:
         return math.nan
     start, end = drops[chosen.drop - 1 : chosen.drop + 1]
     rows = run.metrics.dropna(subset=["test_error"])
-    late = 1e-3  # an evaluation comes with the first push of its epoch's end, or soon after it
+    # An evaluation comes with the first round of pushes that ends its epoch.
+    late = run.config["workers"] * run.config["batch"] / run.config["images"]
     there = rows["epoch"].between(start + 0.8 * (end - start) - 1e-6, end + late)
     return 100 * float(rows[there]["test_error"].mean())
 

@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Protocol
@@ -69,14 +68,16 @@ class Job:
             return int((self.path / "metrics.csv").read_text().splitlines()[-1].split(",")[0])
         return 0
 
-    @cached_property
+    @property
     def command(self) -> list[str]:
         """What one would type; a run that was begun keeps its engine, device, threads and so on."""
         kept: dict[str, Any] = {}
         with contextlib.suppress(Exception):  # whatever is wrong with that file, train will say
             config = OmegaConf.load(self.path / "config.yaml")
-            kept = {key: config[key] for key in MEANS if key != "engine"} | engine(config.engine)
-        words = [word for word in self.overrides if word.partition("=")[0] not in kept]
+            kept = {key: config[key] for key in MEANS if key in config}
+            kept = kept | (engine(kept.pop("engine")) if "engine" in kept else {})
+        groups = {key.split(".")[0] for key in kept}
+        words = [w for w in self.overrides if w.partition("=")[0].split(".")[0] not in groups]
         words += [f"{key}={'null' if value is None else value}" for key, value in kept.items()]
         return [*PYTHON, "train", *words, f"run_dir={self.path}"]
 
@@ -252,8 +253,8 @@ def keep(jobs: Sequence[Job], folder: Path, failed: Sequence[Job] = ()) -> None:
         if job.status not in (*ENDED, "failed") and job.path not in lost:
             continue
         target = folder / job.name
-        if job.status not in ENDED and summary_of(target).get("status") in ENDED:
-            continue  # kept before, by a run that ended: not to be lost to one that failed
+        if job.status not in ENDED and _ended_before(target, job):
+            continue  # not to be lost to one that failed
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
         for name in ("config.yaml", "provenance.json"):
@@ -262,6 +263,16 @@ def keep(jobs: Sequence[Job], folder: Path, failed: Sequence[Job] = ()) -> None:
         (target / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
         if (rows := _thinned(job.path / "metrics.csv")) is not None:
             (target / "metrics.csv").write_text(rows)
+
+
+def _ended_before(target: Path, job: Job) -> bool:
+    """Whether a run of the same numbers was kept there that ended."""
+    if summary_of(target).get("status") not in ENDED:
+        return False
+    with contextlib.suppress(Exception):  # an unreadable config is not the same
+        there, here = (OmegaConf.load(path / "config.yaml") for path in (target, job.path))
+        return identity(there) == identity(here)  # type: ignore[arg-type]
+    return False
 
 
 def _killed(job: Job) -> dict[str, Any]:

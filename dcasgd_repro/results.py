@@ -169,12 +169,16 @@ def markdown_claims(here: Evidence) -> str:
 
 def about_claims(here: Evidence) -> str:
     """What the columns of the claims' table are."""
-    change = " The change is that difference minus the one of the claim that it is compared with."
-    return (
+    text = (
         f"difference: of {MEASURED[here.study.measure]}, the right cell's minus the left one's, "
         "paired at equal seed, ± half of its 95 % interval; above 0 is as claimed. dc_ratio: the "
-        "left cell's." + (change if any(f.claim.than for f in here.found) else "")
+        "left cell's."
     )
+    if any(f.claim.than for f in here.found):
+        text += " The change is that difference minus the one of the claim it is compared with."
+    if any(f.claim.higher is None for f in here.found):
+        text += ' "within" a number of the paper: ours minus that.'
+    return f"{text} {len(here.found)} claims in all."
 
 
 def made_with(runs: Sequence[Run]) -> str:

@@ -116,7 +116,7 @@ def study(name: str) -> Study:
         folder = Path(name).resolve()
     grid = folder / "grid.yaml"
     if folder.parent.resolve() != FOLDER.resolve() and folder.name in names():
-        remedy = f"{folder.name} is a study of ours, whose results it would take for its own"
+        remedy = f"results/{folder.name} belongs to the study in {FOLDER / folder.name}"
         raise BadInput("study", folder, f"give the folder another name: {remedy}")
     if not grid.exists():
         remedy = f"choose {', '.join(near or names()) or 'none here'}, or a folder with a grid.yaml"

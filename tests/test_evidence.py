@@ -23,7 +23,14 @@ def make_run(folder: Path, errors: list[float], **given: object) -> None:
     """A kept run of 5 epochs, the first lr drop after 4; errors in [0, 1], one an epoch."""
     folder.mkdir(parents=True)
     rule, workers = given.get("rule", "asgd"), given.get("workers", 8)
-    config = {"workers": workers, "augment": True, "seed": 0, "lr": {"milestones": [4]}}
+    config = {
+        "batch": 1,
+        "images": 10_000,
+        "workers": workers,
+        "augment": True,
+        "seed": 0,
+        "lr": {"milestones": [4]},
+    }
     config["rule"] = {"_target_": rule, "lam": given.get("lam", 0)}
     (folder / "config.yaml").write_text(yaml.dump(config | dict(given.get("config", {}))))
     origin = {"git_commit": "abcdef0123", "git_dirty": False, "versions": {"torch": "2.15.0"}}
@@ -179,7 +186,10 @@ def test_a_change_of_the_difference_is_paired_over_four_runs(mine: Path) -> None
 
     for seed, points in enumerate((1, 2, 3)):
         gains_less(seed, points)
-    plain, compared, _ = Evidence(study(str(mine)), "laptop", Path("results")).found
+    near = {"cell": "dc-8", "paper": 50, "within": 0.1}  # beside the one that ``than`` means
+    study_of = dict(grid, claims=[*grid["claims"], near])
+    (mine / "grid.yaml").write_text(yaml.dump(study_of, sort_keys=False))
+    plain, compared, *_ = Evidence(study(str(mine)), "laptop", Path("results")).found
     assert plain.change.n == 0
     assert not plain.moved
     assert (compared.change.mean, compared.change.n) == (pytest.approx(-2.0), 3)
@@ -187,6 +197,7 @@ def test_a_change_of_the_difference_is_paired_over_four_runs(mine: Path) -> None
     assert not compared.moved  # -2.00 +- 2.48
     results.write(study(str(mine)), "laptop", Path("results"))
     page = Path("results/mine/laptop/README.md").read_text()
+    assert page.count(""" "within" a number of the paper: ours minus that. 4 claims in all.""") == 1
     assert "| paper | dc_ratio | change of the difference | verdict here |" in page
     assert "| 1.0e-06 | -2.00 ± 2.48 | cannot explain |" in page
     for seed, points in enumerate((1.9, 2, 2)):

@@ -33,10 +33,12 @@ class Instantly:
 
     def __init__(self, outcome: dict[str, str]) -> None:
         self.outcome, self.asked, self.at_once, self.most = outcome, [], 0, 0
+        self.commands: list[Sequence[str]] = []
 
     def start(self, command: Sequence[str], log: Path) -> "Instantly.Handle":
         run_dir = Path(next(w for w in command if w.startswith("run_dir="))[8:])
         self.asked.append(run_dir)
+        self.commands.append(command)
         self.at_once += 1
         self.most = max(self.most, self.at_once)
         workers = next(w for w in command if w.startswith("workers="))
@@ -127,6 +129,8 @@ def test_a_run_that_another_process_began_first_has_not_failed(jobs: list[reprod
     assert reproduce.run(jobs[:1], 1, launcher, display.display(jobs, "mine")) == []
     assert time.monotonic() - began > 0.5
     assert launcher.asked == [jobs[0].path] * 2
+    assert "threads=1" not in launcher.commands[0]
+    assert "threads=1" in launcher.commands[1]  # as the other process had begun it
     launcher.other.communicate()
 
 
@@ -184,9 +188,15 @@ def test_a_failed_run_does_not_replace_one_that_ended_before(
     before = tmp_path / "kept" / "m3-seed0" / "summary.json"
     before.parent.mkdir(parents=True)
     before.write_text('{"status": "finished", "weights_sha256": "f00d"}')
+    rule = "rule: {_target_: dcasgd_repro.rules.DCASGDa}"
+    config = f"threads: 9\n{rule}\nworkers: 3\nexp: null\nscale: smoke\nseed: 0\n"
+    (before.parent / "config.yaml").write_text(config)  # the same but for the means
     failed = reproduce.run(jobs[2:], 2, Instantly(OUTCOMES), display.display(jobs, "mine"))
     reproduce.keep(jobs, tmp_path / "kept", failed)
     assert json.loads(before.read_text())["weights_sha256"] == "f00d"
+    (before.parent / "config.yaml").write_text(config.replace("seed: 0", "seed: 1"))
+    reproduce.keep(jobs, tmp_path / "kept", failed)  # it was a run of other numbers
+    assert json.loads(before.read_text())["status"] == "failed"
     ended = Instantly({**OUTCOMES, "workers=3": "diverged"})
     reproduce.run(jobs[2:3], 1, ended, display.display(jobs, "mine"))
     reproduce.keep(jobs, tmp_path / "kept")
@@ -202,15 +212,15 @@ def test_a_begun_run_keeps_its_means(jobs: list[reproduce.Job]) -> None:
     (job.path / "config.yaml").write_text(means)
     kept = {"threads=7", "device=cpu", "fused=False", "log_every=9", "deterministic=null"}
     given = vars_of(job)
-    given["overrides"] = (*job.overrides, "engine=plain", "threads=1")
+    given["overrides"] = (*job.overrides, "engine=waves", "engine.size=4", "threads=1")
     command = reproduce.Job(**given).command
     assert set(command[-8:-1]) == kept | {"engine=threads", "engine.slots=null"}
     assert command[-1] == f"run_dir={job.path}"
-    assert not {"engine=plain", "threads=1"} & set(command)
+    assert not {"engine=waves", "engine.size=4", "threads=1"} & set(command)
 
 
 def test_a_run_begun_with_another_engine_is_gone_on_with(tmp_path: Path) -> None:
-    name = grid(tmp_path / "mine", {"a": f"{QUADRATIC} workers=2 epochs=60"})
+    name = grid(tmp_path / "mine", {"a": f"{QUADRATIC} workers=2 epochs=200"})
     command = [
         sys.executable,
         "-m",
@@ -230,7 +240,10 @@ def test_a_run_begun_with_another_engine_is_gone_on_with(tmp_path: Path) -> None
     first.send_signal(signal.SIGINT)
     assert first.wait(60) == 130
     assert there.status == "interrupted"
-    subprocess.run([*command, "engine=plain"], cwd=tmp_path, check=True, capture_output=True)
+    again = subprocess.run([*command, "engine=plain"], cwd=tmp_path, capture_output=True, text=True)
+    assert again.returncode == 0
+    line = "dcasgd-repro: begun with other means than engine=plain, which they keep: a-seed0"
+    assert line in again.stderr
     assert there.status == "finished"
     config = yaml.safe_load((there.path / "config.yaml").read_text())
     assert config["engine"]["_target_"] == "dcasgd_repro.fast.threads.Threads"

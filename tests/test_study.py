@@ -80,7 +80,7 @@ def test_than_is_expanded_and_names_one_other_difference(tmp_path: Path) -> None
 
 def test_a_folder_of_ones_own_may_not_bear_the_name_of_a_study(tmp_path: Path) -> None:
     name = grid(tmp_path / "fig5_lambda", {"title": "t", "cells": {"a": "+exp=cifar_dc"}})
-    with pytest.raises(BadInput, match="fig5_lambda: give the folder another name: fig5_lambda is"):
+    with pytest.raises(BadInput, match="fig5_lambda: give the folder another name: results/fig5_"):
         study(name)
     assert study(str(ROOT / "experiments" / "fig5_lambda")).name == "fig5_lambda"
 
