@@ -99,8 +99,8 @@ usage: dcasgd-repro reproduce STUDY [scale=NAME] [seeds=N] [jobs=N] [launcher=NA
   seeds=        how many: 0, 1, ... (default 3)
   jobs=         runs at a time (default: one a CPU core; with CUDA one)
   launcher=     local, slurm (slurm.time=MINUTES slurm.partition= ...) or ray (ray.num_gpus= ...)
-  KEY=VALUE     engine, threads, device, data.root: means, not numbers (a run that was begun keeps its
-                own)
+  KEY=VALUE     engine, threads, device, data.root: means, not numbers; a run that was begun keeps
+                its own
   --dry-run     print the runs, their state and the time they should take, and stop
 
 Runs what is missing under outputs/cells, goes on with what was stopped, and keeps going when a run

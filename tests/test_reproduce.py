@@ -220,16 +220,9 @@ def test_a_begun_run_keeps_its_means(jobs: list[reproduce.Job]) -> None:
 
 
 def test_a_run_begun_with_another_engine_is_gone_on_with(tmp_path: Path) -> None:
-    name = grid(tmp_path / "mine", {"a": f"{QUADRATIC} workers=2 epochs=200"})
-    command = [
-        sys.executable,
-        "-m",
-        "dcasgd_repro.cli",
-        "reproduce",
-        name,
-        "scale=smoke",
-        "seeds=1",
-    ]
+    name = grid(tmp_path / "mine", {"a": f"{QUADRATIC} workers=2 epochs=100"})
+    command = [sys.executable, "-m", "dcasgd_repro.cli", "reproduce", name, "scale=smoke"]
+    command += ["seeds=1", "jobs=1"]
     first = subprocess.Popen([*command, "engine=threads"], cwd=tmp_path, stdout=-3, stderr=-3)
     job = reproduce.jobs_of(study(name), "smoke", 1)[0]
     there = reproduce.Job(**{**vars_of(job), "path": tmp_path / job.path})
