@@ -487,7 +487,7 @@ def reproduce(arguments: list[str]) -> int:
         return 0
     launcher = launchers.launcher(name, options)
     words = {word.lower() for word in extra}
-    left = [job for job in reproductions.unique(jobs) if job.status not in reproductions.ENDED]
+    left = [job for job in reproductions.unique(jobs) if not job.ended]
     if other := [job for job in left if not words <= {word.lower() for word in job.command}]:
         begun = ", ".join(job.name for job in other)
         told(f"begun with other means than {' '.join(extra)}, which they keep: {begun}", 0)

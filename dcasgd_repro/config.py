@@ -64,11 +64,15 @@ class Length:
     @property
     def pushes(self) -> int:
         """Gradients the server receives in all."""
-        return max(1, math.ceil(self.epochs * self.images / self.batch - 1e-9))
+        return self.pushes_of(self.epochs)
 
     def epoch(self, pushes: int) -> float:
         """Epochs passed after so many pushes."""
         return pushes * self.batch / self.images
+
+    def pushes_of(self, epochs: float) -> int:
+        """Gradients received when so many epochs have passed."""
+        return max(1, math.ceil(epochs * self.images / self.batch - 1e-9))
 
     def ends(self, push: int, every: float) -> bool:
         """Whether a multiple of ``every`` epochs, or the run, ends with this push."""
@@ -92,6 +96,18 @@ def length_of(cfg: DictConfig) -> Length:
             raise BadInput(inside, value, f"set {source}={value} instead, which all parts read")
     check_choice("augment", cfg.augment, (True, False))
     return Length(cfg.images, cfg.batch, cfg.epochs)
+
+
+def stop_push(cfg: DictConfig, length: Length) -> int:
+    """The push after which the run stops: that of ``stop_epoch``; by default its last."""
+    epoch = cfg.get("stop_epoch")  # absent from configs that are older than the key
+    if epoch is None:
+        return length.pushes
+    check_number("stop_epoch", epoch, ends="()")
+    if epoch > length.epochs:
+        remedy = f"the run has {length.epochs:g} epochs; give at most as many, or leave it out"
+        raise BadInput("stop_epoch", epoch, remedy)
+    return length.pushes_of(epoch)
 
 
 def check_complete(cfg: DictConfig) -> None:
@@ -167,6 +183,7 @@ def task_name(cfg: DictConfig) -> str:
 
 # Keys that name a place, a label or a way of working: the numbers do not depend on them.
 APART = ("run_dir", "root", "exp", "scale", "resume", "checkpoint", "processes")
+APART += ("stop_epoch", "probe")
 
 
 def flat(cfg: Any, apart: Sequence[str] = APART, resolve: bool = True) -> dict[str, Any]:

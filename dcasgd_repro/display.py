@@ -10,7 +10,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
-from dcasgd_repro.reproduce import ENDED, Display, Job
+from dcasgd_repro.reproduce import Display, Job
 
 FEW = 8  # seeds that have a column each
 EVERY_S = 60.0  # between lines of progress in a file
@@ -33,7 +33,7 @@ class _Watched:
     def title(self) -> str:
         total = sum(job.pushes for job in self.runs)
         to_do = total - sum(done(job) for job in self.runs)
-        whole = sum(job.status in ENDED for job in self.runs)
+        whole = sum(job.ended for job in self.runs)
         rate = (self.made() - self.begun_with) / max(time.monotonic() - self.began_s, 1e-9)
         left = f"{clock(to_do / rate)} left" if rate > 0 else "no push yet"
         return f"{self.study}: {whole} of {len(self.runs)} runs, {1 - to_do / total:.0%}, {left}"
@@ -53,7 +53,7 @@ class Lines(_Watched):
         say(f"begun     {job.name}")
 
     def ended(self, job: Job) -> None:
-        word = job.status if job.status in ENDED else "failed"
+        word = job.status if job.ended else "failed"
         say(f"{word:9} {job.name}: {outcome(job)}")
 
     def show(self, running: Sequence[Job]) -> None:
@@ -98,11 +98,11 @@ class LiveTable(_Watched):
         under_way = {job.path for job in self.running}
         for name in dict.fromkeys(job.cell.name for job in self.jobs):
             if len(seeds) > FEW:
-                ended = sum(at[name, seed].status in ENDED for seed in seeds)
-                table.add_row(name, f"{ended} of {len(seeds)}")
+                mine = [job for (cell, _), job in at.items() if cell == name]
+                table.add_row(name, f"{sum(job.ended for job in mine)} of {len(mine)}")
                 continue
-            mine = [at[name, seed] for seed in seeds]
-            table.add_row(name, *(short(job, job.path in under_way) for job in mine))
+            row = [at.get((name, seed)) for seed in seeds]
+            table.add_row(name, *(short(job, job.path in under_way) if job else "" for job in row))
         return Group(self.title(), table)
 
 
@@ -113,13 +113,13 @@ def display(jobs: Sequence[Job], study: str) -> Display:
 
 def done(job: Job) -> int:
     """Pushes that need not be made any more."""
-    return job.pushes if job.status in ENDED else min(job.done(), job.pushes)
+    return job.pushes if job.ended else min(job.done(), job.pushes)
 
 
 def short(job: Job, under_way: bool) -> str:
     """A job in a few characters: its test error, its progress, or why there is none."""
     status = job.status
-    if status == "finished":
+    if job.ended and status != "diverged":
         return outcome(job)
     if under_way:
         return f"[cyan]{job.done() / job.pushes:.0%}[/]"
@@ -131,7 +131,7 @@ def short(job: Job, under_way: bool) -> str:
 def outcome(job: Job) -> str:
     """Its final test error, else what it said last."""
     error = job.summary.get("test_error_final")
-    if job.status == "finished":
+    if job.ended and job.status != "diverged":
         return "done" if error is None else f"{error:.2%}"
     return job.last_line()
 

@@ -28,17 +28,20 @@ from dcasgd_repro.config import (
     length_of,
     named,
     schedule_of,
+    stop_push,
     task_name,
 )
 from dcasgd_repro.device import seconds_per_gradient, set_device
 from dcasgd_repro.errors import BadInput, check_choice, check_number
 from dcasgd_repro.fast.fused import fuse
 from dcasgd_repro.faults import Stop, machine_faults
+from dcasgd_repro.probe import Probe, probe_of
 from dcasgd_repro.rules import Rule
 from dcasgd_repro.schedule import PUSH, Schedule
-from dcasgd_repro.simulate import Server, Step
+from dcasgd_repro.simulate import Server, Step, norm
 
 FINISHED, DIVERGED, INTERRUPTED, FAILED = "finished", "diverged", "interrupted", "failed"
+STOPPED = "stopped"  # at stop_epoch, to go on later
 ENDED = (FINISHED, DIVERGED)
 
 
@@ -55,13 +58,14 @@ def run(
     another run; Failure where the machine gives out.
     """
     length, device = length_of(cfg), set_device(cfg)
+    stop = stop_push(cfg, length)
     rule, leaf, rate, engine = (build(cfg, key) for key in ("rule", "task", "lr", "engine"))
     check_number("checkpoint.every_s", cfg.checkpoint.every_s)
     check_choice("fused", cfg.fused, (True, False))
     path = run_dir(cfg)
     with machine_faults(path):
         schedule = schedule_of(cfg, length.pushes)
-        if ended(cfg, path, schedule, say):
+        if ended(cfg, path, schedule, stop, say):
             return path
         try:
             task = leaf.on(device)
@@ -70,9 +74,10 @@ def run(
         server = Server(rule, task.initial(cfg.seeds.initial), cfg.workers, cfg.backup)
         if cfg.fused:
             fuse(server)
-        experiment = Experiment(cfg, path, length, schedule, task, server, rate, engine, until)
+        parts = (task, server, probe_of(cfg, task, server), rate, engine)
+        experiment = Experiment(cfg, path, length, schedule, *parts, stop, until)
         with record.locked(path):
-            if ended(cfg, path, schedule, say):  # by another process, meanwhile
+            if ended(cfg, path, schedule, stop, say):  # by another process, meanwhile
                 return path
             experiment.resume(device)
             say(describe(cfg, rule, leaf, length, len(server.w), device, path))
@@ -80,6 +85,8 @@ def run(
                 say(f"note      {note}")
             if server.pushes:
                 say(f"going on  after push {server.pushes:,} of {length.pushes:,}")
+            if stop < length.pushes:
+                say(f"stopping  after epoch {cfg.stop_epoch:g}, push {stop:,}, to go on later")
             here = {"argv": list(argv), "engine": cfg.engine._target_}
             here |= record.environment(device)
             record.note_origin(cfg, path, schedule, here, experiment.identity, server.pushes)
@@ -87,14 +94,22 @@ def run(
     return path
 
 
-def ended(cfg: DictConfig, path: Path, schedule: Schedule, say: Callable[[str], None]) -> bool:
-    """Whether this very run stands there already; refuses a directory that holds another one."""
+def ended(
+    cfg: DictConfig, path: Path, schedule: Schedule, stop: int, say: Callable[[str], None]
+) -> bool:
+    """Whether this very run stands there already, as far as push ``stop`` if it was stopped.
+
+    Refuses a directory that holds another run.
+    """
     status = record.status_of(path)
     if status is not None:
         record.refuse_other_run(cfg, path)
-    if status not in ENDED:
+    if status not in (*ENDED, STOPPED):
         return False
-    made_with = json.loads((path / "summary.json").read_text()).get("schedule_sha256")
+    summary = json.loads((path / "summary.json").read_text())
+    if status == STOPPED and summary["pushes"] < stop:
+        return False
+    made_with = summary.get("schedule_sha256")
     if made_with != schedule.sha256():
         raise BadInput("run_dir", path, f"was made with another schedule_sha256: {made_with}")
     say(f"run_dir {path} holds this very run, {status} already; nothing to do")
@@ -111,9 +126,11 @@ class Experiment:
     schedule: Schedule
     task: Any
     server: Server
+    probe: Probe
     rate: Callable[[float], float]  # epochs passed -> learning rate
     engine: Callable[..., Iterator[Step]]  # simulate, or a faster one with its signature
-    until: int | None = None  # the push to stop after; None: the last
+    stop: int  # the push that the run ends with, or is left at to go on later
+    until: int | None = None  # the push to be interrupted after; None: none
     progress: record.Progress = field(default_factory=record.Progress)
 
     @cached_property
@@ -133,6 +150,7 @@ class Experiment:
                 raise BadInput("run_dir", self.path, f"was made with another {name}: {found}")
         checkpoint.unpack(self.server, saved["server"])
         self.progress = record.Progress.unpacked(saved["progress"])
+        self.probe.unpack(saved.get("probe", {}))
 
     def drive(self) -> None:
         """Runs to the end, a divergence or a signal; leaves a checkpoint and a summary."""
@@ -163,14 +181,15 @@ class Experiment:
         kept = time.perf_counter()
         often = 0.2 if sys.stderr.isatty() else 30.0  # seconds; a log file wants few lines
         bar = tqdm(
-            total=self.length.pushes,
+            total=self.stop,
             initial=self.server.pushes,
             unit="push",
             dynamic_ncols=True,
             mininterval=often,
         )
+        steps = self._steps() if self.server.pushes < self.stop else ()
         with bar, Stop() as stop:
-            for step in self._steps():
+            for step in steps:
                 progress.interval.append(step)
                 progress.wall_s = clock.seconds()
                 bar.update()
@@ -184,6 +203,8 @@ class Experiment:
                         diverged = step.push
                     if diverged is not None:
                         return {"status": DIVERGED, "diverged_at_push": diverged}
+                if step.push == self.stop:
+                    break
                 if step.push == self.until:
                     return {"status": INTERRUPTED, "stopped_by": "until"}
                 if stop.signal is not None:
@@ -195,17 +216,27 @@ class Experiment:
                 ):
                     self._keep(logs)
                     kept = time.perf_counter()
-        return {"status": FINISHED}
+        return {"status": self._whole()}
+
+    def _whole(self) -> str:
+        """The status of a run that has come as far as it was asked to."""
+        return FINISHED if self.server.pushes == self.length.pushes else STOPPED
 
     def _row(self, logs: record.Logs, evaluate: bool) -> dict[str, Any]:
         """Closes the interval with a row, an evaluation's if it is time for one."""
         progress, push = self.progress, self.server.pushes
         row = {"epoch": self.length.epoch(push), "wall_s": progress.wall_s}
         row |= record.row(progress.interval)
+        row["grad_norm"] = torch.stack(self.probe.grad_norms).mean().item()
+        row["w_norm"] = norm(self.server.w).item()
+        self.probe.grad_norms = []
         progress.delays += [step.delay for step in progress.interval]
         progress.interval = []
         if evaluate:
             row |= self.task.evaluate(self.server.w, self.server.sent)
+            if errors := self.probe.batch_errors:
+                row["batch_error"] = sum(errors) / len(errors)
+                self.probe.batch_errors = []
             counts = np.bincount(progress.delays).tolist()
             progress.histograms.append((push, counts))
             progress.delays = []
@@ -222,6 +253,7 @@ class Experiment:
             "config": flat(self.cfg),
             "server": checkpoint.pack(self.server),
             "progress": self.progress.packed(),
+            "probe": self.probe.packed(),
         }
         checkpoint.save(self.path, {**self.identity, **content})
         self.progress.last_checkpoint_s = time.perf_counter() - began

@@ -56,6 +56,9 @@ COLUMNS = (
     "delay_max",
     "dc_ratio",  # mean over the interval of ||correction|| / ||g||
     "gap_norm",  # mean over the interval of ||w_t - w_bak(m)||
+    "grad_norm",  # mean over the interval of ||g_m||
+    "w_norm",  # ||w_t||
+    "batch_error",  # in [0, 1], mini-batches' own as they train, mean since the last evaluation
 )
 
 TENSORBOARD = {
@@ -67,6 +70,9 @@ TENSORBOARD = {
     "delay/max": "delay_max",
     "dc/ratio": "dc_ratio",
     "dc/gap": "gap_norm",
+    "error/batch": "batch_error",
+    "norm/gradient": "grad_norm",
+    "norm/weights": "w_norm",
     "time/simulated": "simulated_s",
     "lr": "lr",
 }

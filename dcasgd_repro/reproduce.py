@@ -26,7 +26,7 @@ from hydra.errors import HydraException
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
-from dcasgd_repro.config import length_of
+from dcasgd_repro.config import length_of, stop_push
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.launchers import Handle, Launcher
 from dcasgd_repro.study import MEANS, Cell, Study, identity
@@ -45,7 +45,7 @@ class Job:
     cell: Cell
     seed: int
     overrides: tuple[str, ...]
-    pushes: int
+    pushes: int  # that its study needs of it
     path: Path
 
     @property
@@ -61,6 +61,13 @@ class Job:
         """Its summary's; else "partial" where it was begun, else "missing"."""
         begun = (self.path / "config.yaml").exists()
         return str(self.summary.get("status", "partial" if begun else "missing"))
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has come as far as its study asks."""
+        status = self.status
+        stopped = status == "stopped" and self.summary["pushes"] >= self.pushes
+        return status in ENDED or stopped
 
     def done(self) -> int:
         """Pushes that its metrics show."""
@@ -118,7 +125,7 @@ class Display(Protocol):
 
 
 def jobs_of(study: Study, scale: str, seeds: int, extra: Sequence[str] = ()) -> list[Job]:
-    """All runs of a study, seed after seed: 0, 1, ... of every cell.
+    """All runs of a study, seed after seed: 0, 1, ... of every cell, then the ``extra_seeds``.
 
     ``extra`` may only say with what means to compute (engine, threads, device, ...): anything else
     would be another study's numbers. Raises BadInput.
@@ -132,9 +139,14 @@ def jobs_of(study: Study, scale: str, seeds: int, extra: Sequence[str] = ()) -> 
             raise BadInput(key, value, remedy)
     jobs = []
     with initialize_config_module("dcasgd_repro.conf", version_base="1.3"):
-        configs = [_composed(cell, scale, extra) for cell in study.cells]
-    for seed in range(seeds):
-        for cell, (words, cfg, pushes) in zip(study.cells, configs, strict=True):
+        if study.stop_epoch is not None:
+            extra = (*extra, f"stop_epoch={study.stop_epoch:g}")
+        configs = {cell.name: _composed(cell, scale, extra) for cell in study.cells}
+    for seed in range(seeds + max(study.extra_seeds.values(), default=0)):
+        for cell in study.cells:
+            if seed >= seeds + study.extra_seeds.get(cell.name, 0):
+                continue
+            words, cfg, pushes = configs[cell.name]
             cfg.seed = seed
             path = CELLS / identity(cfg)[:16]
             jobs.append(Job(cell, seed, (*words, f"seed={seed}"), pushes, path))
@@ -147,7 +159,7 @@ def _composed(
     words = (f"scale={scale}", *cell.overrides, *extra)
     try:
         cfg = compose("config", overrides=list(words))
-        return words, cfg, length_of(cfg).pushes
+        return words, cfg, stop_push(cfg, length_of(cfg))
     except HydraException as error:
         told = " ".join(str(error).split())
         raise BadInput(f"cell {cell.name}", " ".join(words), f"not understood: {told}") from None
@@ -164,7 +176,7 @@ def run(jobs: Sequence[Job], at_a_time: int, launcher: Launcher, display: Displa
     SIGINT, SIGTERM and SIGHUP end it with KeyboardInterrupt, once the runs have written their
     checkpoints; a second one kills them. A run that another process is at is waited for.
     """
-    waiting = [job for job in unique(jobs) if job.status not in ENDED]
+    waiting = [job for job in unique(jobs) if not job.ended]
     running: dict[Path, tuple[Job, Handle]] = {}
     failed: list[Job] = []
     with _stopping(running), display:
@@ -182,11 +194,11 @@ def run(jobs: Sequence[Job], at_a_time: int, launcher: Launcher, display: Displa
                 if handle.ended():
                     del running[path]
                     elsewhere = isinstance(handle, Elsewhere) or not Elsewhere(path).ended()
-                    if job.status not in ENDED and elsewhere:
+                    if not job.ended and elsewhere:
                         # It was left unfinished there, or another process was first: wait, go on.
                         waiting.insert(0, job)
                         continue
-                    if job.status not in ENDED:
+                    if not job.ended:
                         failed.append(job)
                     display.ended(job)
             display.show([job for job, _ in running.values()])
@@ -250,16 +262,16 @@ def keep(jobs: Sequence[Job], folder: Path, failed: Sequence[Job] = ()) -> None:
     for job in jobs:
         if not (job.path / "config.yaml").exists():
             continue
-        if job.status not in (*ENDED, "failed") and job.path not in lost:
+        if not job.ended and job.status != "failed" and job.path not in lost:
             continue
         target = folder / job.name
-        if job.status not in ENDED and _ended_before(target, job):
+        if not job.ended and _ended_before(target, job):
             continue  # not to be lost to one that failed
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
         for name in ("config.yaml", "provenance.json"):
             shutil.copyfile(job.path / name, target / name)
-        summary = job.summary if job.status in (*ENDED, "failed") else _killed(job)
+        summary = job.summary if job.ended or job.status == "failed" else _killed(job)
         (target / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
         if (rows := _thinned(job.path / "metrics.csv")) is not None:
             (target / "metrics.csv").write_text(rows)
@@ -297,7 +309,7 @@ def _thinned(metrics: Path) -> str | None:
 def plan(jobs: Sequence[Job], at_a_time: int, seconds: Callable[[], float | None]) -> str:
     """The table for --dry-run, with the time that the runs left should take here."""
     lines = [f"{job.name:32} {job.status:9} {job.pushes:11,} pushes  {job.path}" for job in jobs]
-    left = [job for job in unique(jobs) if job.status not in ENDED]
+    left = [job for job in unique(jobs) if not job.ended]
     pushes = sum(job.pushes - job.done() for job in left)
     lines.append(f"{len(unique(jobs))} runs, {len(left)} to do: {pushes:,} pushes")
     if left:

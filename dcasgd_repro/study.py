@@ -37,6 +37,10 @@ KEYS = {
     "claims": "a list, see Claim",
     "figure": "how it is drawn, see figures.py",
     "measure": "what claims are about, see evidence.MEASURES; last10 unless told",
+    "epochs": "the epochs that train_error and batch_error are the mean of",
+    "level": "the training error, in percent, that epochs_to asks for",
+    "stop_epoch": "where its runs stop; they may go on later, and count here as far as this",
+    "extra_seeds": "cell: how many seeds more than the others, made last",
     "drop": "which drop of the learning rate the measure before_drop means; 1 unless told",
     "paper_scale": "the scale that speaks about the paper; paper unless told",
     "least_dc_ratio": "a claim whose correction is smaller than this is not reproduced",
@@ -44,9 +48,10 @@ KEYS = {
     "words": "what to print in place of a verdict",
 }
 
-FIGURES = ("table", "epochs", "seconds", "lambda", "workers", "readings")
-MEASURES = ("last10", "before_drop", "simulated_s")
-OURS = ("seed", "seeds", "scale", "run_dir", "resume", "exp")  # not for a cell to say
+FIGURES = ("table", "epochs", "seconds", "lambda", "workers", "readings", "prefix")
+MEASURES = ("last10", "before_drop", "simulated_s", "train_error", "batch_error", "epochs_to")
+MEASURES += ("batch_epochs_to",)
+OURS = ("seed", "seeds", "scale", "run_dir", "resume", "exp", "stop_epoch")  # not for a cell to say
 
 
 @dataclass(frozen=True)
@@ -59,23 +64,47 @@ class Cell:
 
 @dataclass(frozen=True)
 class Claim:
-    """``lower`` is below ``higher``; or, with ``within``, ``lower`` is near ``paper``.
+    """What a study asks of its runs: a line of ``claims`` in its grid.yaml.
 
-    ``paper``   the paper's own difference (its value, with ``within``); None: it has no number
-    ``within``  as a part of ``paper``
-    ``than``    the ``lower`` of the claim whose difference this one's is compared with
+    ``lower: a, higher: b``           b - a > 0, or >= ``margin``
+    ``equal: [a, b], within: d``      |b - a| < d, an equivalence
+    ``cell: a, paper: x, within: r``  a is the paper's number x within a part r of it
+    ``curve: a, within: d``           a's training error is the paper's curve's within d points
+    ``order: [a, b, ...]``            a < b < ...
+
+    ``paper``    the paper's own difference (its value, with ``cell``); None: it has no number
+    ``measure``  of this claim, where it is not the study's
+    ``than``     the ``lower`` of the claim whose difference this one's is compared with
     """
 
-    lower: str
-    higher: str | None
-    paper: float | None
+    kind: str  # lower, equal, cell, curve or order
+    cells: tuple[str, ...]  # lower and higher; the first of two, the second; one; all in order
+    paper: float | None = None
+    margin: float = 0.0
     within: float | None = None
     than: str | None = None
+    measure: str | None = None
+
+    @property
+    def lower(self) -> str:
+        return self.cells[0]
+
+    @property
+    def higher(self) -> str | None:
+        """The cell whose measure minus that of ``lower`` is the claim's difference, if one is."""
+        return self.cells[1] if self.kind in ("lower", "equal") else None
 
     def __str__(self) -> str:
-        if self.higher is None:
-            return f"{self.lower} within {self.within:.0%} of {self.paper:g}"
-        return f"{self.lower} < {self.higher}"
+        measure = f" in {self.measure}" if self.measure else ""
+        if self.kind == "cell":
+            return f"{self.lower} within {self.within:.0%} of {self.paper:g}{measure}"
+        if self.kind == "curve":
+            return f"{self.lower} within {self.within:g} of the paper's curve{measure}"
+        if self.kind == "equal":
+            return f"{self.cells[0]} = {self.cells[1]} within {self.within:g}{measure}"
+        if self.margin:
+            return f"{self.higher} - {self.lower} >= {self.margin:g}{measure}"
+        return f"{' < '.join(self.cells)}{measure}"
 
 
 @dataclass(frozen=True)
@@ -94,6 +123,10 @@ class Study:
     drop: int = 1
     size_counts: bool = True
     paper_scale: str = "paper"
+    epochs: tuple[float, ...] = ()
+    level: float = 50.0
+    stop_epoch: float | None = None
+    extra_seeds: Mapping[str, int] = field(default_factory=dict)
     words: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
@@ -179,12 +212,20 @@ def _read(folder: Path, content: Any) -> Study:
                 f"cell {cell.name} sets {', '.join(sorted(ours))}, which is for reproduce to say"
             )
             raise BadInput("study", grid, remedy)
+    stop, extra = content.get("stop_epoch"), dict(content.get("extra_seeds") or {})
     known = {cell.name for cell in cells}
+    for name, count in extra.items():
+        if name not in known or not isinstance(count, int) or count < 1:
+            told = f"extra_seeds has {name}: {count}; give a cell a whole number >= 1"
+            raise BadInput("study", grid, told)
     if len(known) < len(cells):
         raise BadInput("study", grid, "two cells have one name")
     for claim in claims:
-        for side in {claim.lower, claim.higher} - {None} - known:
+        for side in set(claim.cells) - known:
             raise BadInput("study", grid, f"a claim names {side}, which is no cell")
+        if claim.measure not in (None, *MEASURES):
+            remedy = f"choose {', '.join(MEASURES)}"
+            raise BadInput("study", grid, f"{claim}: no such measure; {remedy}")
         others = [other for other in claims if other.lower == claim.than and other.higher]
         if claim.than and (len(others) != 1 or others[0] == claim):
             told = f"{claim}: than={claim.than} must be what one other claim says is lower"
@@ -202,20 +243,48 @@ def _read(folder: Path, content: Any) -> Study:
         drop=int(content.get("drop", 1)),
         size_counts=bool(content.get("size_counts", True)),
         paper_scale=str(content.get("paper_scale", "paper")),
+        epochs=tuple(float(epoch) for epoch in content.get("epochs") or ()),
+        level=float(content.get("level", 50.0)),
+        stop_epoch=None if stop is None else float(stop),
+        extra_seeds=extra,
         words=dict(content.get("words") or {}),
     )
 
 
+CLAIMS = {  # kind of claim: the keys that it may have, those that it must have first
+    "lower": ("lower", "higher", "margin", "than"),
+    "equal": ("equal", "within"),
+    "cell": ("cell", "within"),
+    "curve": ("curve", "within"),
+    "order": ("order",),
+}
+
+
 def _claim(line: Mapping[str, Any], point: Mapping[str, Any]) -> Claim:
-    paper = None if line["paper"] is None else float(line["paper"])
-    known = {"cell", "within"} if "cell" in line else {"lower", "higher", "than"}
-    if odd := line.keys() - known - {"paper"}:
+    kinds = [kind for kind in CLAIMS if kind in line]
+    if len(kinds) != 1:
+        raise ValueError(f"a claim has one of the keys {', '.join(CLAIMS)}")
+    [kind] = kinds
+    if odd := line.keys() - {*CLAIMS[kind], "paper", "measure"}:
         raise ValueError(f"a claim with {', '.join(sorted(odd))}")
-    if "cell" in line:
-        return Claim(str(line["cell"]).format(**point), None, paper, float(line["within"]))
-    lower, higher = (line[side].format(**point) for side in ("lower", "higher"))
-    than = line["than"].format(**point) if "than" in line else None
-    return Claim(lower, higher, paper, than=than)
+    cells = line[kind] if isinstance(line[kind], list) else [line[kind]]
+    cells = [str(cell).format(**point) for cell in cells]
+    if kind == "lower":
+        cells.append(str(line["higher"]).format(**point))
+    if len(cells) < 2 and kind in ("equal", "order") or kind == "equal" and len(cells) > 2:
+        raise ValueError(f"{kind}: give a list of cells, two where it is equal")
+    paper = line.get("paper")
+    if kind == "cell" and paper is None:
+        raise ValueError("cell: give paper, the number it should be near")
+    return Claim(
+        kind=kind,
+        cells=tuple(cells),
+        paper=None if paper is None else float(paper),
+        margin=float(line.get("margin", 0.0)),
+        within=float(line["within"]) if "within" in CLAIMS[kind] else None,
+        than=line["than"].format(**point) if "than" in line else None,
+        measure=line.get("measure"),
+    )
 
 
 def _points(axes: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:

@@ -197,12 +197,22 @@ class Classifier:
             g = torch.add(g, w, alpha=self.conf.weight_decay)
         return self._decayed(loss.detach(), w), g
 
+    @torch.no_grad()
+    def batch_error(self, w: Tensor, batch: Batch) -> float:
+        """Error rate in [0, 1] on a mini-batch as it trains: augmented, with its own statistics."""
+        wrong = self._logits(w, batch).argmax(1) != batch.labels
+        return float(wrong.double().mean())
+
     def _cross_entropy(self, w: Tensor, batch: Batch) -> Tensor:
+        return F.cross_entropy(self._logits(w, batch), batch.labels)
+
+    def _logits(self, w: Tensor, batch: Batch) -> Tensor:
         # As torch.func.functional_call, without its search for tied weights at every call.
         for (parameters, name, _), part in zip(self._places, self._parts(w), strict=True):
             parameters[name] = part
         try:
-            return F.cross_entropy(self.module(batch.images), batch.labels)
+            logits: Tensor = self.module(batch.images)
+            return logits
         finally:
             for parameters, name, own in self._places:
                 parameters[name] = own
