@@ -76,6 +76,7 @@ class Claim:
     ``than``     the ``lower`` of the claim whose difference this one's is compared with
     ``primary``  whether it is one of the study's primary claims, which are judged as one family
                  (Holm); all others are exploratory
+    ``post_hoc`` whether it was written after its runs had been seen
     """
 
     kind: str  # lower, equal, cell, curve or order
@@ -86,9 +87,12 @@ class Claim:
     than: str | None = None
     measure: str | None = None
     primary: bool = False
+    post_hoc: bool = False
 
     @property
     def family(self) -> str:
+        if self.post_hoc:
+            return "post hoc"
         return "primary" if self.primary else "exploratory"
 
     @property
@@ -271,7 +275,7 @@ def _claim(line: Mapping[str, Any], point: Mapping[str, Any]) -> Claim:
     if len(kinds) != 1:
         raise ValueError(f"a claim has one of the keys {', '.join(CLAIMS)}")
     [kind] = kinds
-    if odd := line.keys() - {*CLAIMS[kind], "paper", "measure", "primary"}:
+    if odd := line.keys() - {*CLAIMS[kind], "paper", "measure", "primary", "post_hoc"}:
         raise ValueError(f"a claim with {', '.join(sorted(odd))}")
     cells = line[kind] if isinstance(line[kind], list) else [line[kind]]
     cells = [str(cell).format(**point) for cell in cells]
@@ -282,6 +286,8 @@ def _claim(line: Mapping[str, Any], point: Mapping[str, Any]) -> Claim:
     paper = line.get("paper")
     if kind == "cell" and paper is None:
         raise ValueError("cell: give paper, the number it should be near")
+    if line.get("primary") and line.get("post_hoc"):
+        raise ValueError("a claim is primary or post_hoc, not both")
     return Claim(
         kind=kind,
         cells=tuple(cells),
@@ -291,6 +297,7 @@ def _claim(line: Mapping[str, Any], point: Mapping[str, Any]) -> Claim:
         than=line["than"].format(**point) if "than" in line else None,
         measure=line.get("measure"),
         primary=bool(line.get("primary", False)),
+        post_hoc=bool(line.get("post_hoc", False)),
     )
 
 

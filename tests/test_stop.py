@@ -210,6 +210,10 @@ def test_a_study_with_a_stop_runs_prefixes_and_extra_seeds_last(
             {"claims": [{"lower": "a", "higher": "b", "measure": "vigour"}]},
             "a < b in vigour: no such measure; choose last10, before_drop, train_error",
         ),
+        (
+            {"claims": [{"lower": "a", "higher": "b", "primary": True, "post_hoc": True}]},
+            "a claim is primary or post_hoc",
+        ),
         ({"measure": "vigour"}, "measure=vigour: choose last10, before_drop, train_error"),
         ({"stop_epoch": "soon"}, "could not convert string to float"),
     ],
