@@ -7,6 +7,7 @@ lambda   curves for each lambda_0, and the last-10 error against it
 workers  last-10 error against M, a line for each rule
 readings the claims' paired differences, which factors moved them, how large the correction was
 prefix   training error against epochs, of w and of the mini-batches, a column for each M
+settings training error against epochs, a panel for each claim with its two cells
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ def draw(here: Evidence) -> Figure:
         "workers": tax,
         "readings": readings,
         "prefix": prefix,
+        "settings": settings,
     }
     figure = kinds[here.study.figure](here)
     figure.suptitle(f"{here.study.title} ({here.scale} scale)", fontsize=11)
@@ -288,6 +290,57 @@ def tax(here: Evidence) -> Figure:
     return figure
 
 
+def settings(here: Evidence) -> Figure:
+    """Training error of w against epochs: a panel for each claim, the paper's curves behind."""
+    columns = 4
+    rows = max(1, -(-len(here.found) // columns))
+    figure = Figure(figsize=(13.5, 2.6 * rows + 0.8), layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
+    for panel, f in itertools.zip_longest(panels, here.found):
+        if f is None:
+            panel.set_visible(False)
+            continue
+        for cell, paper in here.study.curves.groupby("cell"):
+            colour, marker = look(here.runs.get(cell, []))
+            there = paper[paper["split"] == "train"].sort_values("epoch")
+            style = {"color": colour, "linewidth": 0.7, "alpha": 0.6}
+            panel.plot(there["epoch"], 100 * there["error"], marker=marker, markersize=2, **style)
+        for cell, dashes in zip(reversed(f.claim.cells), ("--", "-"), strict=False):
+            training(panel, here, cell, "train_error", f"{cell}", dashes)
+        panel.set_title(str(f.difference) if f.difference.n else "not run yet", fontsize=9)
+        panel.set_ylim(0, 95)
+        if panel.get_legend_handles_labels()[1]:
+            panel.legend(frameon=False, fontsize=7)
+        plain(panel)
+    words = (
+        "epochs; above each panel: ASGD minus the reading, in points of training error at epochs "
+    )
+    words += f"{', '.join(f'{epoch:g}' for epoch in here.study.epochs)}; thin: the paper's runs"
+    figure.supxlabel(words, fontsize=9)
+    figure.supylabel("training error of w (%)", fontsize=9)
+    return figure
+
+
+def training(
+    panel: Axes, here: Evidence, cell: str, error: str, label: str, dashes: str | None = None
+) -> None:
+    """A cell's curve of one training error: the mean over its finished runs, their range shaded."""
+    done = [run for run in here.runs[cell] if run.finished]
+    seeds = [curve(run, error) for run in done]
+    n = min((len(frame) for frame in seeds), default=0)
+    if not n:
+        return
+    _, colour, own = RULES.get(done[0].kind, (done[0].kind, OTHERS[0], "-"))
+    at = seeds[0]["epoch"].to_numpy()[:n]
+    values = np.stack([frame["error"].to_numpy()[:n] for frame in seeds])
+    label = f"{label}, n = {len(values)}"
+    panel.plot(at, values.mean(0), color=colour, linestyle=dashes or own, linewidth=1.9,
+               label=label)  # fmt: skip
+    if len(values) > 1:
+        low, high = values.min(0), values.max(0)
+        panel.fill_between(at, low, high, color=colour, alpha=0.13, linewidth=0)
+
+
 def prefix(here: Evidence) -> Figure:
     """Training error against epochs: a column for each M; a row for each way of taking it."""
     workers = sorted({r.summary["workers"] for r in here.all_runs if r.summary["workers"] > 1})
@@ -302,19 +355,8 @@ def prefix(here: Evidence) -> Figure:
                 done = [run for run in runs if run.finished and run.summary["workers"] in (1, m)]
                 if not done:
                     continue
-                name, colour, dashes = RULES.get(done[0].kind, (done[0].kind, OTHERS[0], "-"))
-                seeds = [curve(run, error) for run in done]
-                n = min(len(frame) for frame in seeds)
-                if not n:
-                    continue
-                at = seeds[0]["epoch"].to_numpy()[:n]
-                values = np.stack([frame["error"].to_numpy()[:n] for frame in seeds])
-                label = f"{name}, n = {len(values)}"
-                panel.plot(at, values.mean(0), color=colour, linestyle=dashes, linewidth=1.9,
-                           label=label)  # fmt: skip
-                if len(values) > 1:
-                    low, high = values.min(0), values.max(0)
-                    panel.fill_between(at, low, high, color=colour, alpha=0.13, linewidth=0)
+                name, colour, _ = RULES.get(done[0].kind, (done[0].kind, OTHERS[0], "-"))
+                training(panel, here, cell, error, name)
                 paper = here.study.curves
                 paper = paper[(paper["cell"] == cell) & (paper["split"] == "train")]
                 paper = paper[paper["workers"] == m].sort_values("epoch")

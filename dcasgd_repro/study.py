@@ -49,7 +49,7 @@ KEYS = {
     "words": "what to print in place of a verdict",
 }
 
-FIGURES = ("table", "epochs", "seconds", "lambda", "workers", "readings", "prefix")
+FIGURES = ("table", "epochs", "seconds", "lambda", "workers", "readings", "prefix", "settings")
 OURS = ("seed", "seeds", "scale", "run_dir", "resume", "exp", "stop_epoch")  # not for a cell to say
 
 

@@ -418,6 +418,7 @@ def test_every_figure_draws_every_scale(mine: Path, kind: str, scale: str) -> No
         "readings": (0, "x", 6.0),
         "lambda": (0, "y", 30.0),
         "prefix": (0, "y", 30.0),
+        "settings": (2, "y", 30.0),
     }
     axes, axis, value = means[kind]
     lines = figure.axes[axes].lines
