@@ -12,7 +12,7 @@ FLOORS = [
     {"errors", "__init__"},
     {"models", "data"},
     {"schedule", "rules", "lr", "faults", "device", "pages", "launchers"},
-    {"simulate", "tasks", "optim", "config", "recorded", "measures", "verdicts"},
+    {"simulate", "tasks", "optim", "config", "measures", "verdicts"},
     {"fast", "record", "checkpoint", "study", "probe"},
     {"experiment", "report", "bench"},
     {"evidence", "reproduce"},
@@ -54,7 +54,7 @@ def test_imports_go_down(path: Path) -> None:
     [
         "cli",
         "schedule",
-        "recorded",
+        "schedule.delays",
         "report",
         "config",
         "data.fetch",
