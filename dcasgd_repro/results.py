@@ -14,7 +14,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from dcasgd_repro import figures, pages
+from dcasgd_repro import figures
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.evidence import Evidence, Found
 from dcasgd_repro.measures import MEASURES
@@ -241,9 +241,7 @@ def overview(results: Path) -> None:
         overview_table(results),
     ]
     if (results / "bench").exists():
-        lines.append(
-            "What simulating costs, measured: `bench/`, shown in the [README](../README.md)."
-        )
+        lines.append("What simulating costs, measured: [bench](bench/README.md).")
     results.mkdir(parents=True, exist_ok=True)
     (results / "README.md").write_text("\n\n".join(lines) + "\n")
 
@@ -273,15 +271,3 @@ def _row(here: Evidence) -> str:
     made = made_with(here.all_runs).partition("; ")[2]
     runs = f"{len(here.all_runs)} (n = {n})"
     return f"| {link} | {here.scale} | {here.counts()} | {runs} | {made} |"
-
-
-MARK = "results"
-
-
-def into(readme: Path, results: Path) -> None:
-    """Puts Table 1's cells at every scale between the page's marks."""
-    chosen, parts = study("table1_cifar10"), []
-    for scale in scales_of(chosen, results):
-        here = Evidence(chosen, scale, results)
-        parts += [f"**scale={scale}**: {here.counts()}.", markdown_cells(here)]
-    pages.into(readme, MARK, "\n\n".join(parts))

@@ -471,16 +471,11 @@ def test_what_is_committed_is_what_report_writes(
     """Markdown and CSV, byte for byte (figures depend on matplotlib's version)."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(ROOT / "results", "results")
-    shutil.copy(ROOT / "README.md", "README.md")
     for path in [*Path("results").glob("*/*/*.md"), *Path("results").glob("*/*/*.csv")]:
         path.unlink()
     monkeypatch.setattr("dcasgd_repro.figures.draw", lambda here: NoFigure())
-    assert cli.report(["--readme", "README.md"]) == 0
-    for path in [
-        Path("README.md"),
-        *Path("results").rglob("*.md"),
-        *Path("results").rglob("*.csv"),
-    ]:
+    assert cli.report([]) == 0
+    for path in [*Path("results").rglob("*.md"), *Path("results").rglob("*.csv")]:
         assert path.read_bytes() == (ROOT / path).read_bytes(), path
     committed = [p.relative_to(ROOT) for p in (ROOT / "results").rglob("*.md")]
     assert all(p.exists() for p in committed)

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "dcasgd_repro"
 FLOORS = [
     {"errors", "__init__"},
     {"models", "data"},
-    {"schedule", "rules", "lr", "faults", "device", "pages", "launchers"},
+    {"schedule", "rules", "lr", "faults", "device", "launchers"},
     {"simulate", "tasks", "optim", "config", "measures", "verdicts"},
     {"fast", "record", "checkpoint", "study", "probe"},
     {"experiment", "report", "bench"},
