@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from dcasgd_repro import probed
 from dcasgd_repro.config import differences
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.report import Run, tabulate
@@ -76,7 +77,7 @@ class Found:
     """What the runs say of a claim."""
 
     claim: Claim
-    difference: Difference  # higher - lower, in the measure's unit
+    difference: Difference | probed.Median  # higher - lower, in the measure's unit; of a probe
     dc_ratio: float  # of ``lower``
     verdict: str
     change: Difference = NOTHING  # of the difference, against that of the claim on ``than``
@@ -122,6 +123,11 @@ class Evidence:
     def all_runs(self) -> list[Run]:
         return [run for runs in self.runs.values() for run in runs]
 
+    @cached_property
+    def probes(self) -> pd.DataFrame:
+        """All rows of the runs' probe.csv, with cell and seed; empty where none has one."""
+        return probed.rows(self.runs, self.study.stop_epoch)
+
     def values(self, cell: str, measure: str | None = None) -> dict[int, float]:
         """The measure of each finished run of a cell, by seed, where it has one."""
         read = MEASURES[measure or self.study.measure]
@@ -135,7 +141,16 @@ class Evidence:
         """The study's claims, judged as its claim.md says."""
         return [self._judge(claim) for claim in self.study.claims]
 
+    def _probed(self, claim: Claim) -> Found:
+        """A claim about a column of probe.csv; undecided where a run of its cell was lost."""
+        found = probed.median(self.probes[self.probes["cell"] == claim.lower], str(claim.column))
+        lost = any(run.summary["status"] not in probed.MEASURED for run in self.runs[claim.lower])
+        word = "undecided" if lost else probed.verdict(claim, found)
+        return Found(claim, found, math.nan, word)
+
     def _judge(self, claim: Claim) -> Found:
+        if claim.kind == "probe":
+            return self._probed(claim)
         lower = self.values(claim.lower)
         if claim.higher:
             apart = difference(self.values(claim.higher), lower)
@@ -223,7 +238,7 @@ class Evidence:
         rows = [
             {
                 "claim": str(f.claim),
-                "unit": UNITS[self.study.measure],
+                "unit": f.claim.column or UNITS[self.study.measure],
                 "difference": f.difference.mean,
                 "half": f.difference.half,
                 "n": f.difference.n,

@@ -6,6 +6,7 @@ seconds  the same against simulated seconds
 lambda   curves for each lambda_0, and the last-10 error against it
 workers  last-10 error against M, a line for each rule
 readings the claims' paired differences, which factors moved them, how large the correction was
+taylor   probe.csv against pushes: how large each correction is, what it removes, the best lambda
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, NullLocator
 
+from dcasgd_repro import probed
 from dcasgd_repro.evidence import Difference, Evidence
 from dcasgd_repro.report import OTHERS, RULES, Run
 
@@ -38,6 +40,7 @@ def draw(here: Evidence) -> Figure:
         "lambda": sensitivity,
         "workers": tax,
         "readings": readings,
+        "taylor": taylor,
     }
     figure = kinds[here.study.figure](here)
     figure.suptitle(f"{here.study.title} ({here.scale} scale)", fontsize=11)
@@ -280,6 +283,25 @@ def tax(here: Evidence) -> Figure:
     axes.set_ylabel("test error, mean of the last ten evaluations (%)")
     axes.legend(frameon=False, fontsize=9)
     plain(axes)
+    return figure
+
+
+def taylor(here: Evidence) -> Figure:
+    """A row of panels for each cell that was probed, see probed.py."""
+    probes = here.probes.dropna(subset=["cos"] if len(here.probes) else None)
+    cells = list(dict.fromkeys(probes["cell"]))
+    figure = Figure(figsize=(13.0, 0.9 + 4.4 * max(1, len(cells))), layout="constrained")
+    if not cells:
+        figure.text(0.5, 0.5, "no run has a probe.csv with a delay in it", ha="center")
+        return figure
+    for cell, panels in zip(cells, figure.subplots(len(cells), 3, squeeze=False), strict=True):
+        there = probes[probes["cell"] == cell]
+        probed.draw(there, here.runs[cell][0].config["batch"], panels)
+        title = f"{cell}, seeds: {there['seed'].nunique()}"
+        panels[0].set_title(title, loc="left", fontsize=10)
+        for axes in (panels[0], panels[2]):
+            axes.legend(frameon=False, fontsize=8)
+        plain(*panels)
     return figure
 
 

@@ -16,6 +16,7 @@ FLOORS = [
     {"fast", "record", "checkpoint", "study", "taylor"},
     {"probe"},
     {"experiment", "report", "bench"},
+    {"probed"},
     {"evidence", "reproduce"},
     {"figures", "display", "verify"},
     {"results"},

@@ -1,6 +1,8 @@
-"""The Taylor probe: closed forms, a second computation, and a run that it leaves alone."""
+"""The Taylor probe: closed forms, a second computation, a run that it leaves alone, its page."""
 
+import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,15 +10,17 @@ import pandas as pd
 import pytest
 import torch
 import torture
-from omegaconf import OmegaConf
+import yaml
+from omegaconf import DictConfig, OmegaConf
 from test_resume import quiet, stop_at
 
-from dcasgd_repro import cli, experiment, report, taylor
+from dcasgd_repro import cli, experiment, probed, report, reproduce, results, taylor
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.probe import Probe
 from dcasgd_repro.rules import ASGD, Arrival, DCASGDa, DCASGDc, Direction, Rule
 from dcasgd_repro.schedule import Constant, Generated
 from dcasgd_repro.simulate import Server, apply, simulate
+from dcasgd_repro.study import Cell, Claim, study
 from dcasgd_repro.tasks import Quadratic
 
 CPU = torch.device("cpu")
@@ -233,7 +237,7 @@ def test_a_probe_changes_no_bit_of_a_run(engine: str, rule: str, tmp_path: Path)
         assert stale["size_a_2"].tolist() == pytest.approx(there["dc_ratio"].tolist(), rel=1e-8)
 
 
-def probing(run: Path, every_s: int) -> OmegaConf:
+def probing(run: Path, every_s: int) -> DictConfig:
     return torture.config([*CELL, "probe.every=3", f"checkpoint.every_s={every_s}"], run)
 
 
@@ -255,8 +259,8 @@ def test_after_a_stop_each_row_is_there_once_to_the_byte(
     with (run / "probe.csv").open("a") as file:  # as a process leaves it that was killed
         file.write("93,1,0\n94")
     quiet(cfg)
-    assert (run / "probe.csv").read_bytes() == (whole / "probe.csv").read_bytes()
-    assert list(torture.differences(run, whole)) == []  # its TensorBoard too
+    assert list(torture.differences(run, whole)) == []  # probe.csv's bytes and its curves, too
+    assert table(run)["push"].tolist() == list(range(3, 65, 3))
 
 
 def test_a_probe_does_not_begin_in_the_middle(tmp_path: Path) -> None:
@@ -297,3 +301,170 @@ def test_refused_in_one_line(
     assert cli.dispatch("train", ["scale=smoke", *every]) == 2
     assert capsys.readouterr().err == f"dcasgd-repro: {told}\n"
     assert not run.exists()
+
+
+def test_evaluations_change_no_bit_so_the_study_has_table_1s_weights(
+    whole: Path, tmp_path: Path
+) -> None:
+    """As taylor_cifar10 says of eval_every: rows of the same pushes are equal, and the weights."""
+    rarely = quiet(torture.config([*CELL, "eval_every=2"], tmp_path / "rarely"))
+    a, b = (report.Run.read(run) for run in (whole, rarely))
+    assert a.summary["weights_sha256"] == b.summary["weights_sha256"]
+    assert len(a.metrics) > len(b.metrics)
+    same_rows(a, b, [5, 10, 15, 32, 64])
+
+
+def same_rows(a: report.Run, b: report.Run, pushes: list[int]) -> None:
+    apart = ["wall_s", "batch_error"]
+    rows = [run.metrics.set_index("push").loc[pushes].drop(columns=apart) for run in (a, b)]
+    pd.testing.assert_frame_equal(*rows, check_exact=True)
+
+
+def test_the_kept_run_of_the_study_is_the_beginning_of_table_1s() -> None:
+    kept = [
+        Path(__file__).parents[1] / f"results/{name}/paper/runs/asgd-8-seed0"
+        for name in ("taylor_cifar10", "prefix_cifar10")
+    ]
+    if not all(path.exists() for path in kept):
+        pytest.skip("one of the two runs has not been made")
+    same_rows(*map(report.Run.read, kept), [50, 100, 150, 200, 1954])
+
+
+def test_kept_to_six_digits(whole: Path, tmp_path: Path) -> None:
+    job = reproduce.Job(Cell("a", ()), 0, (), 64, whole)
+    reproduce.keep([job], tmp_path)
+    ours, theirs = table(whole), table(tmp_path / "a-seed0")
+    pd.testing.assert_frame_equal(ours, theirs, rtol=5e-6, atol=0)
+    assert (tmp_path / "a-seed0" / "probe.csv").stat().st_size < 280 * len(ours)
+    report.keep(whole, tmp_path / "b")
+    assert (tmp_path / "b" / "probe.csv").read_bytes() == (whole / "probe.csv").read_bytes()
+
+
+def test_the_ranks_of_the_sign_test() -> None:
+    """From any table of the sign test, 95 % two-sided: no interval below 6, then these."""
+    ranks = {0: 0, 5: 0, 6: 1, 8: 1, 9: 2, 12: 3, 15: 4, 20: 6, 25: 8, 40: 14}
+    assert {n: probed.rank(n) for n in ranks} == ranks
+
+
+def blocks(values: list[float], seed: int = 0, every: int = 20) -> pd.DataFrame:
+    """Rows of probe.csv, each block of 100 pushes at its value but for one far outlier."""
+    pushes = np.arange(every, 100 * len(values) + 1, every)
+    column = np.repeat(values, 100 // every).astype(float)
+    column[:: 100 // every] = 1e6
+    return pd.DataFrame({"push": pushes, "seed": seed, "removed_c": column})
+
+
+def test_a_blocks_median_counts_once() -> None:
+    found = probed.median(blocks(list(range(20))), "removed_c")
+    assert found == (9.5, 5.0, 14.0, 20)  # the 6th and the 15th
+    assert str(found) == "9.5 [5, 14]"
+    half_a_block = blocks(list(range(20))).iloc[:-2]
+    assert probed.median(half_a_block, "removed_c").n == 19
+    two = pd.concat([blocks([0.0] * 10), blocks([2.0] * 10, seed=1)])
+    assert probed.median(two, "removed_c") == (1.0, 0.0, 2.0, 20)
+    few = probed.median(blocks([1.0, 2.0, 3.0]), "removed_c")
+    assert (str(few), few.half) == ("2", math.inf)
+    assert str(probed.median(two.iloc[:0], "removed_c")) == "-"
+    with pytest.raises(BadInput, match=r"^probe=removed_x: no such column; choose push, seed"):
+        probed.median(two, "removed_x")
+
+
+@pytest.mark.parametrize(
+    ("above", "below", "told"),
+    [
+        (None, 15, "reproduced"),
+        (4, None, "reproduced"),
+        (4, 15, "reproduced"),
+        (5, None, "undecided"),  # its end is not above it
+        (10, None, "undecided"),
+        (None, 10, "undecided"),
+        (15, None, "not reproduced"),
+        (None, 4, "not reproduced"),
+        (20, 30, "not reproduced"),
+    ],
+)
+def test_verdicts(above: float | None, below: float | None, told: str) -> None:
+    claim = Claim("probe", ("a",), column="removed_c", above=above, below=below)
+    assert probed.verdict(claim, probed.Median(9.5, 5.0, 14.0, 20)) == told
+    assert probed.verdict(claim, probed.Median(9.5, -math.inf, math.inf, 3)) == "undecided"
+
+
+def test_its_names_are_the_columns_own() -> None:
+    assert tuple(taylor.candidates(1)) == probed.NAMES
+    assert probed.LAM == taylor.LAM
+    assert [probed.words(name, 128) for name in probed.NAMES[:3]] == [
+        "0.04 g g drift",
+        "5.12 g g drift",
+        "0.04 |g| drift",
+    ]
+
+
+@pytest.fixture
+def mine(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A study of one cell, two seeds, in an empty folder; only half of each run counts."""
+    monkeypatch.chdir(tmp_path)
+    grid = {
+        "title": "Mine",
+        "figure": "taylor",
+        "stop_epoch": 2,
+        "cells": {"asgd-4": "x"},
+        "claims": [{"probe": "removed_c", "cell": "asgd-4", "above": -1, "below": 1}],
+    }
+    folder = tmp_path / "experiments" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "grid.yaml").write_text(yaml.dump(grid))
+    for seed in (0, 1):
+        kept = tmp_path / f"results/mine/smoke/runs/asgd-4-seed{seed}"
+        report.keep(whole, kept)
+        summary = {**json.loads((kept / "summary.json").read_text()), "seed": seed}
+        (kept / "summary.json").write_text(json.dumps(summary | {"status": "stopped"}))
+    return folder
+
+
+def test_the_page_has_medians_and_quartiles(mine: Path, whole: Path) -> None:
+    results.write(study(str(mine)), "smoke", Path("results"))
+    here = Path("results/mine/smoke")
+    text = (here / "README.md").read_text()
+    rows = table(whole)
+    rows = rows[(rows["epoch"] <= 2) & rows["cos"].notna()]
+    found = pd.read_csv(here / "probes.csv").set_index("candidate")
+    assert found["n"].tolist() == [2 * len(rows)] * 5
+    twice = pd.concat([rows, rows])
+    for name in probed.NAMES:
+        for key, column in (("size", f"size_{name}"), ("removed", f"removed_{name}")):
+            quarters = twice[column].quantile([0.25, 0.5, 0.75]).tolist()
+            ours = [found.loc[name, k] for k in (f"{key}_q1", key, f"{key}_q3")]
+            assert ours == pytest.approx(quarters, rel=1e-5)
+    low, middle, high = twice["cos"].quantile([0.25, 0.5, 0.75])
+    assert text.count(f"| {middle:.3g} [{low:.3g}, {high:.3g}] |") >= 5
+    assert "| 0.04 \\|g\\| drift |" in text
+    assert "| -1 < median removed_c of asgd-4 < 1 | - | 0 | undecided |" in text  # no whole block
+    assert "last-10 error, the right cell's" not in text
+    picture = (here / "figure.svg").read_bytes()
+    results.write(study(str(mine)), "smoke", Path("results"))
+    assert (here / "figure.svg").read_bytes() == picture
+
+
+def test_a_page_without_probes_is_drawn_too(mine: Path) -> None:
+    for path in Path("results/mine/smoke/runs").glob("*/probe.csv"):
+        path.unlink()
+    told = results.write(study(str(mine)), "smoke", Path("results"))
+    assert "no run has a probe.csv" in Path("results/mine/smoke/figure.svg").read_text()
+    assert "| -1 < median removed_c of asgd-4 < 1 | - | 0 | undecided |" in told
+    assert "staleness error" not in told
+    shutil.rmtree(mine)
+
+
+@pytest.mark.parametrize(
+    ("claim", "told"),
+    [
+        ({"probe": "removed_c", "cell": "b", "above": 0}, "a claim names b, which is no cell"),
+        ({"probe": "removed_c", "cell": "a"}, "probe: give above, below or both"),
+        ({"probe": "removed_c", "cell": "a", "within": 1}, "a claim with within"),
+    ],
+)
+def test_a_claim_that_is_none_is_refused(claim: dict, told: str, tmp_path: Path) -> None:
+    grid = {"title": "t", "cells": {"a": ""}, "claims": [claim]}
+    (tmp_path / "grid.yaml").write_text(yaml.dump(grid))
+    with pytest.raises(BadInput, match=told):
+        study(str(tmp_path))
