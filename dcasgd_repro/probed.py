@@ -17,17 +17,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from scipy import stats
 
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.report import Run
 from dcasgd_repro.study import Claim
+from dcasgd_repro.verdicts import FAILS, HOLDS, LEVEL, UNDECIDED
 
 BLOCK = 100  # pushes
 WINDOW = 200  # pushes that a running median spans
 LAM = 0.04  # of the candidates c, c_sum and abs
 NAMES = ("c", "c_sum", "abs", "a_0.5", "a_2")
 COLOURS = dict(zip(NAMES, ("#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#0072B2"), strict=True))
-MEASURED = ("finished", "stopped")  # a run that diverged or failed measured something else
 
 
 class Median(NamedTuple):
@@ -50,17 +51,17 @@ class Median(NamedTuple):
         return f"{self.mean:.3g}{width}"
 
 
-def rows(runs: Mapping[str, Sequence[Run]], stop_epoch: float | None) -> pd.DataFrame:
+def rows(runs: Mapping[str, Sequence[Run]]) -> pd.DataFrame:
     """The rows of each cell's probe.csv files, with ``cell`` and ``seed``; empty without any.
 
-    Only as far as the study goes: a run may have gone on.
+    Of finished runs, as far as they are read: one that diverged measured something else.
     """
     found = []
     for cell, of_cell in runs.items():
         for run in of_cell:
-            if run.summary["status"] in MEASURED and (run.path / "probe.csv").exists():
+            if run.finished and (run.path / "probe.csv").exists():
                 table = read(run).assign(cell=cell, seed=run.summary["seed"])
-                found.append(table[table["epoch"] <= (stop_epoch or math.inf) + 1e-9])
+                found.append(table[table["epoch"] <= (run.until or math.inf) + 1e-9])
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame({"cell": [], "seed": []})
 
 
@@ -95,22 +96,19 @@ def median(table: pd.DataFrame, column: str) -> Median:
 
 def rank(n: int) -> int:
     """k of the sign test: the most for which [k-th smallest, k-th largest] of n covers 95 %."""
-    below, k = 0.0, 0
-    while k < n and 2 * (below := below + math.comb(n, k) / 2**n) <= 0.05:
-        k += 1
-    return k
+    return int(stats.binom.ppf(LEVEL / 2, n, 0.5)) if n else 0
 
 
 def verdict(claim: Claim, found: Median) -> str:
-    """reproduced where the whole interval lies between the claim's ends, not where it misses them.
+    """It holds where the whole interval lies between the claim's ends, fails where it misses them.
 
-    Undecided where it does both.
+    Undecided where it does neither.
     """
     above = -math.inf if claim.above is None else claim.above
     below = math.inf if claim.below is None else claim.below
     if found.n and above < found.low and found.high < below:
-        return "reproduced"
-    return "not reproduced" if found.high < above or below < found.low else "undecided"
+        return HOLDS
+    return FAILS if found.high < above or below < found.low else UNDECIDED
 
 
 def words(name: str, batch: int) -> str:
