@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from dcasgd_repro import probed
 from dcasgd_repro.config import differences
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.measures import MEASURES, Measure, chance, curve
@@ -40,7 +41,7 @@ class Found:
 
     claim: Claim
     measure: Measure
-    difference: Difference  # higher - lower, in the measure's unit
+    difference: Difference | probed.Median  # higher - lower, in the measure's unit
     dc_ratio: float  # of ``lower``
     verdict: str
     told: str = ""  # in place of a difference, where the claim is about none
@@ -90,6 +91,11 @@ class Evidence:
     def all_runs(self) -> list[Run]:
         return [run for runs in self.runs.values() for run in runs]
 
+    @cached_property
+    def probes(self) -> pd.DataFrame:
+        """All rows of the runs' probe.csv, with cell and seed; empty where none has one."""
+        return probed.rows(self.runs)
+
     def values(self, cell: str, measure: str | None = None) -> dict[int, float]:
         """The measure of each finished run of a cell, by seed, where it has one."""
         read = MEASURES[measure or self.study.measure].read
@@ -130,6 +136,7 @@ class Evidence:
             "cell": self._near,
             "curve": self._curve,
             "order": self._order,
+            "probe": self._probe,
         }
         lost = {
             cell: [str(run.summary["seed"]) for run in self.runs[cell] if run.diverged]
@@ -225,6 +232,14 @@ class Evidence:
         told = f"{', '.join(means)}, n = {len(rows)}"
         return replace(blank, told=told, verdict=HOLDS if holds else FAILS)
 
+    def _probe(self, blank: Found) -> Found:
+        """A column of a cell's probe.csv files, by blocks of pushes."""
+        claim = blank.claim
+        there = self.probes[self.probes["cell"] == claim.lower]
+        found = probed.median(there, str(claim.column))
+        word = probed.verdict(claim, found) if self._whole(claim) else UNDECIDED
+        return replace(blank, difference=found, verdict=word)
+
     def _gap(self, claim: Claim, measure: Measure) -> Difference:
         return difference(
             self.ranked(str(claim.higher), measure), self.ranked(claim.lower, measure)
@@ -297,7 +312,7 @@ class Evidence:
             {
                 "claim": str(f.claim),
                 "family": f.claim.family,
-                "unit": f.measure.unit,
+                "unit": f.claim.column or f.measure.unit,
                 "difference": f.difference.mean,
                 "half": f.difference.half,
                 "n": f.difference.n,

@@ -18,7 +18,7 @@ import torch
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from dcasgd_repro import checkpoint, record
+from dcasgd_repro import checkpoint, record, taylor
 from dcasgd_repro.config import (
     Length,
     build,
@@ -155,7 +155,9 @@ class Experiment:
     def drive(self) -> None:
         """Runs to the end, a divergence or a signal; leaves a checkpoint and a summary."""
         (self.path / "summary.json").unlink(missing_ok=True)
-        logs = record.Logs(self.path, hparams(self.cfg), self.progress)
+        probe = self.probe
+        probed = (probe.rows, taylor.COLUMNS) if probe.every or probe.rows else None
+        logs = record.Logs(self.path, hparams(self.cfg), self.progress, probed)
         outcome: dict[str, Any] = {"status": FAILED}
         try:
             outcome = self._loop(logs)
@@ -193,6 +195,8 @@ class Experiment:
                 progress.interval.append(step)
                 progress.wall_s = clock.seconds()
                 bar.update()
+                if self.probe.rows and self.probe.rows[-1]["push"] == step.push:
+                    logs.probe(self.probe.rows[-1])
                 evaluate = self.length.ends(step.push, self.cfg.eval_every)
                 if evaluate or step.push % self.cfg.log_every == 0:
                     diverged = first_divergence(progress.interval, self.server.w)

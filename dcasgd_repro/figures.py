@@ -8,6 +8,7 @@ workers  last-10 error against M, a line for each rule
 readings the claims' paired differences, which factors moved them, how large the correction was
 prefix   training error against epochs, of w and of the mini-batches, a column for each M
 settings training error against epochs, a panel for each claim with its two cells
+taylor   probe.csv against pushes: how large each correction is, what it removes, the best lambda
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, NullLocator
 
+from dcasgd_repro import probed
 from dcasgd_repro.evidence import Evidence
 from dcasgd_repro.measures import MEASURES, chance, curve
 from dcasgd_repro.report import OTHERS, RULES, Run
@@ -44,6 +46,7 @@ def draw(here: Evidence) -> Figure:
         "readings": readings,
         "prefix": prefix,
         "settings": settings,
+        "taylor": taylor,
     }
     figure = kinds[here.study.figure](here)
     figure.suptitle(f"{here.study.title} ({here.scale} scale)", fontsize=11)
@@ -287,6 +290,25 @@ def tax(here: Evidence) -> Figure:
     axes.set_ylabel("test error, mean of the last ten evaluations (%)")
     axes.legend(frameon=False, fontsize=9)
     plain(axes)
+    return figure
+
+
+def taylor(here: Evidence) -> Figure:
+    """A row of panels for each cell that was probed, see probed.py."""
+    probes = here.probes.dropna(subset=["cos"] if len(here.probes) else None)
+    cells = list(dict.fromkeys(probes["cell"]))
+    figure = Figure(figsize=(13.0, 0.9 + 4.4 * max(1, len(cells))), layout="constrained")
+    if not cells:
+        figure.text(0.5, 0.5, "no run has a probe.csv with a delay in it", ha="center")
+        return figure
+    for cell, panels in zip(cells, figure.subplots(len(cells), 3, squeeze=False), strict=True):
+        there = probes[probes["cell"] == cell]
+        probed.draw(there, here.runs[cell][0].config["batch"], panels)
+        title = f"{cell}, seeds: {there['seed'].nunique()}"
+        panels[0].set_title(title, loc="left", fontsize=10)
+        for axes in (panels[0], panels[2]):
+            axes.legend(frameon=False, fontsize=8)
+        plain(*panels)
     return figure
 
 

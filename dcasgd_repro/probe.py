@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +10,9 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from dcasgd_repro.config import task_name
+from dcasgd_repro import taylor
+from dcasgd_repro.checkpoint import plain, shaped
+from dcasgd_repro.config import length_of, task_name
 from dcasgd_repro.errors import BadInput, check_whole
 from dcasgd_repro.rules import Arrival, Rule
 from dcasgd_repro.simulate import Server, norm
@@ -21,19 +24,28 @@ class Probe:
 
     ``batch_error_every``  pushes between mini-batches whose own error rate is taken, at the vector
                            the worker computed at; None: never. A forward pass for each.
+    ``every``              pushes between arrivals that are compared with the gradient at w_t, see
+                           taylor.py; None: never. A gradient for each.
+    ``batch``, ``epoch``   the mini-batch size, and pushes -> epochs passed: read by ``every``
 
-    The lists hold what was measured since they were last emptied: ``grad_norms`` a push's ||g_m||
-    (scalars left on the device), ``batch_errors`` error rates in [0, 1].
+    Two lists hold what was measured since they were last emptied: ``grad_norms`` a push's ||g_m||
+    (scalars left on the device), ``batch_errors`` error rates in [0, 1]. ``rows`` are all those of
+    probe.csv.
     """
 
     task: Any
     server: Server
     batch_error_every: int | None = None
+    every: int | None = None
+    batch: int = 1
+    epoch: Callable[[int], float] = float
     grad_norms: list[Tensor] = field(default_factory=list)
     batch_errors: list[float] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._apply, self.server.apply = self.server.apply, self
+        self.shadows = taylor.Shadows(self.server, self.batch) if self.every else None
 
     def __call__(
         self, rule: Rule, arrival: Arrival, state: Any
@@ -44,19 +56,38 @@ class Probe:
             with torch.random.fork_rng():  # a network may draw numbers, as dropout does
                 batch = self.task.batch(m, self.server.batches[m])
                 self.batch_errors.append(self.task.batch_error(self.server.sent[m], batch))
+        if self.every and self.shadows:
+            due = push % self.every == 0
+            corrections = self.shadows.corrections(arrival, due)
+            if due:
+                row = taylor.probed(self.task, self.server, arrival, corrections)
+                self.rows.append(row | {"epoch": self.epoch(push)})
         return self._apply(rule, arrival, state)
 
     def packed(self) -> dict[str, Any]:
         """What a checkpoint keeps, in plain containers; floats hold the scalars exactly."""
         norms = [float(value) for value in self.grad_norms]
-        return {"grad_norms": norms, "batch_errors": self.batch_errors}
+        content = {"grad_norms": norms, "batch_errors": self.batch_errors, "rows": self.rows}
+        if self.shadows:
+            content["shadows"] = {name: plain(s) for name, s in self.shadows.states.items()}
+        return content
 
     def unpack(self, content: dict[str, Any]) -> None:
-        """Takes over what a checkpoint kept; nothing from one that is older than the probe."""
+        """Takes over what a checkpoint kept; nothing from one that is older than the probe.
+
+        Refuses to begin in the middle of a run: the candidates' states begin with its first push.
+        """
         device = self.server.w.device
         norms = content.get("grad_norms", [])
         self.grad_norms = [torch.tensor(x, dtype=torch.float64, device=device) for x in norms]
         self.batch_errors = list(content.get("batch_errors", []))
+        self.rows = list(content.get("rows", []))
+        if self.shadows:
+            if "shadows" not in content:
+                remedy = "this run was begun without it; leave it out, or name another run_dir"
+                raise BadInput("probe.every", self.every, remedy)
+            for name, state in self.shadows.states.items():
+                self.shadows.states[name] = shaped(state, content["shadows"][name])
 
 
 def probe_of(cfg: DictConfig, task: Any, server: Server) -> Probe:
@@ -66,10 +97,13 @@ def probe_of(cfg: DictConfig, task: Any, server: Server) -> Probe:
         return Probe(task, server)
     if not OmegaConf.is_dict(keys):
         raise BadInput("probe", keys, "this is a group of keys; set one inside it")
-    every = keys.get("batch_error_every")
-    if every is not None:
-        check_whole("probe.batch_error_every", every)
-        if not hasattr(task, "batch_error"):
-            remedy = f"task {task_name(cfg)} has no classes to mistake; leave it out"
-            raise BadInput("probe.batch_error_every", every, remedy)
-    return Probe(task, server, every)
+    lacks = {"batch_error_every": "classes to mistake", "every": "network to take gradients of"}
+    for key, what in lacks.items():
+        every = keys.get(key)
+        if every is not None:
+            check_whole(f"probe.{key}", every)
+            if not hasattr(task, "batch_error"):
+                remedy = f"task {task_name(cfg)} has no {what}; leave it out"
+                raise BadInput(f"probe.{key}", every, remedy)
+    epoch = length_of(cfg).epoch
+    return Probe(task, server, keys.get("batch_error_every"), keys.get("every"), cfg.batch, epoch)

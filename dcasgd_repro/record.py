@@ -4,6 +4,7 @@ config.yaml      the resolved configuration
 provenance.json  argv, commit, versions, device, schedule and data identities, seeds
 schedule.csv.gz  the message log that was replayed
 metrics.csv      one row per logging interval, see COLUMNS
+probe.csv        one row per probed push, with probe.every only; see taylor.py
 checkpoint.pt    the whole state, see checkpoint.py; checkpoint.previous.pt the one before it
 summary.json     written last: a directory whose summary has the status "finished" is whole
 tensorboard/     the same curves, the delay histogram and hparams, in one run
@@ -156,18 +157,53 @@ class Progress:
         return cls(**{**content, "interval": interval})
 
 
+class Table:
+    """A CSV file written under a temporary name until ``show``, then added to in its own place."""
+
+    def __init__(self, path: Path, columns: Sequence[str]) -> None:
+        self.path, self.columns = path, columns
+        self._temporary = path.with_name(path.name + ".tmp")
+        self._file = self._temporary.open("w", newline="")
+        self._csv = csv.DictWriter(self._file, columns, lineterminator="\n")
+        self._csv.writeheader()
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Adds a row; what it lacks is an empty cell."""
+        self._csv.writerow({key: _number(row.get(key)) for key in self.columns})
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Waits until the disk has the rows."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def show(self) -> None:
+        """Puts the file, whole, in the place of the one there was."""
+        os.replace(self._temporary, self.path)
+
+    def close(self) -> None:
+        self._file.close()
+
+
 class Logs:
-    """metrics.csv and TensorBoard of a run directory, begun with the rows that there already are.
+    """The CSV files and TensorBoard of a run directory, begun with the rows there already are.
 
     They are written anew from those rows, so that a resumed run has each row once, whatever the
-    process before it had written after its last checkpoint.
+    process before it had written after its last checkpoint. ``probed`` are the rows of probe.csv
+    and their columns; None: there is no such file.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any], progress: Progress) -> None:
-        temporary = path / "metrics.csv.tmp"
-        self._file = temporary.open("w", newline="")
-        self._csv = csv.DictWriter(self._file, COLUMNS, lineterminator="\n")
-        self._csv.writeheader()
+    def __init__(
+        self,
+        path: Path,
+        settings: Mapping[str, Any],
+        progress: Progress,
+        probed: tuple[Sequence[Mapping[str, Any]], Sequence[str]] | None = None,
+    ) -> None:
+        self._metrics = Table(path / "metrics.csv", COLUMNS)
+        self._probe = Table(path / "probe.csv", probed[1]) if probed else None
         shutil.rmtree(path / "tensorboard", ignore_errors=True)
         self._board = SummaryWriter(str(path / "tensorboard"))
         experiment, start, self._end = hparams(dict(settings), {"error/test": 0, "dc/ratio": 0})
@@ -177,13 +213,24 @@ class Logs:
             self._append(row)
         for push, counts in progress.histograms:
             self._histogram(push, counts)
+        for row in probed[0] if probed else ():
+            self._probed(row)
         self.sync()
-        os.replace(temporary, path / "metrics.csv")
+        for table in self._tables:
+            table.show()
+
+    @property
+    def _tables(self) -> list[Table]:
+        return [table for table in (self._metrics, self._probe) if table]
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Appends one row."""
+        """Appends one row of metrics.csv."""
         self._append(row)
-        self._file.flush()
+        self._metrics.flush()
+
+    def probe(self, row: Mapping[str, Any]) -> None:
+        """Appends one row of probe.csv."""
+        self._probed(row).flush()
 
     def histogram(self, push: int, counts: Sequence[int]) -> None:
         """How often each delay from 0 on occurred since the last histogram."""
@@ -191,19 +238,30 @@ class Logs:
 
     def sync(self) -> None:
         """Waits until the disk has the rows."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        for table in self._tables:
+            table.sync()
 
     def close(self, finished: bool) -> None:
         """Closes the files; a finished run's hparams session ends with it."""
         if finished:
             self._board.file_writer.add_summary(self._end)
         self._board.close()
-        self._file.close()
+        for table in self._tables:
+            table.close()
 
     def _append(self, row: Mapping[str, Any]) -> None:
-        self._csv.writerow({key: _number(row.get(key)) for key in COLUMNS})
-        for tag, key in TENSORBOARD.items():
+        self._metrics.append(row)
+        self._scalars(row, TENSORBOARD)
+
+    def _probed(self, row: Mapping[str, Any]) -> Table:
+        assert self._probe is not None
+        self._probe.append(row)
+        # After push, epoch and worker: a curve for each column.
+        self._scalars(row, {f"probe/{key}": key for key in self._probe.columns[3:]})
+        return self._probe
+
+    def _scalars(self, row: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+        for tag, key in tags.items():
             if row.get(key) is not None:
                 self._board.add_scalar(tag, row[key], row["push"])
 

@@ -363,6 +363,6 @@ def schedule(log: Schedule, out: Path) -> str:
 def keep(run: Path, target: Path) -> None:
     """Copies a run's text files, without its schedule and TensorBoard events."""
     target.mkdir(parents=True, exist_ok=True)
-    for name in KEPT:
+    for name in (*KEPT, *(["probe.csv"] if (run / "probe.csv").exists() else [])):
         if (run / name).resolve() != (target / name).resolve():
             shutil.copyfile(run / name, target / name)

@@ -255,8 +255,9 @@ def _stopping(running: dict[Path, tuple[Job, Handle]]) -> Iterator[None]:
 def keep(jobs: Sequence[Job], folder: Path, failed: Sequence[Job] = ()) -> None:
     """Copies the runs that ended or failed to ``folder/<cell>-seed<k>``: small text files.
 
-    Of metrics.csv the rows of evaluations and of the first 200 pushes. A run that was killed says
-    so in a summary of its own; one that could not even begin leaves nothing.
+    Of metrics.csv the rows of evaluations and of the first 200 pushes; of probe.csv, where there is
+    one, all rows, to six digits. A run that was killed says so in a summary of its own; one that
+    could not even begin leaves nothing.
     """
     lost = {job.path for job in failed}
     for job in jobs:
@@ -275,6 +276,11 @@ def keep(jobs: Sequence[Job], folder: Path, failed: Sequence[Job] = ()) -> None:
         (target / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
         if (rows := _thinned(job.path / "metrics.csv")) is not None:
             (target / "metrics.csv").write_text(rows)
+        if (job.path / "probe.csv").exists():
+            probes = pd.read_csv(job.path / "probe.csv")
+            probes.to_csv(
+                target / "probe.csv", index=False, float_format="%.6g", lineterminator="\n"
+            )
 
 
 def _ended_before(target: Path, job: Job) -> bool:

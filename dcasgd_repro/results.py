@@ -14,7 +14,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from dcasgd_repro import figures
+from dcasgd_repro import figures, probed
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.evidence import Evidence, Found
 from dcasgd_repro.measures import MEASURES
@@ -70,6 +70,8 @@ def write(chosen: Study, scale: str, results: Path) -> str:
     with matplotlib.rc_context({"svg.hashsalt": "dcasgd-repro"}):  # the same bytes every time
         figure.savefig(here.folder / "figure.svg", metadata={"Date": None})
     tables = [markdown_cells(here), markdown_claims(here)]
+    if not here.probes.empty:
+        tables.append(markdown_probes(here))
     (here.folder / "README.md").write_text(page(here, tables))
     return "\n\n".join([f"{chosen.title}, scale={scale}: {here.counts()}", *tables,
                         f"written to {here.folder}"])  # fmt: skip
@@ -151,10 +153,26 @@ def markdown_cells(here: Evidence) -> str:
     return "\n".join(lines)
 
 
+def markdown_probes(here: Evidence) -> str:
+    """Medians and quartiles of probe.csv by candidate, written to probes.csv too."""
+    batches = {name: runs[0].config["batch"] for name, runs in here.runs.items() if runs}
+    table = probed.summary(here.probes, batches)
+    table.to_csv(here.folder / "probes.csv", index=False, float_format="%.6g", lineterminator="\n")
+    text = (
+        "Median [quartiles] over the probes that had a delay. g is the gradient that arrived, g_t "
+        "that of the same mini-batch at w_t, g_t − g the staleness error, c what a candidate would "
+        "have added to g, whatever rule ran. Removed: 1 − ‖g_t − (g + c)‖² / ‖g_t − g‖²; 1 is a "
+        "perfect correction, and a negative part means that c takes g further from g_t."
+    )
+    return f"{probed.markdown(table)}\n\n{text}"
+
+
 def markdown_claims(here: Evidence) -> str:
     """The claims and their verdicts."""
     if not here.found:
         return "No claims."
+    if all(f.claim.kind == "probe" for f in here.found):
+        return probed_claims(here)
     unit = MEASURES[here.study.measure].unit
     families = {f.claim.family for f in here.found}
     head = ["claim", f"difference, {unit}" if unit else "difference", "n", "paper", "dc_ratio"]
@@ -177,12 +195,26 @@ def markdown_claims(here: Evidence) -> str:
     return "\n".join(lines)
 
 
+def probed_claims(here: Evidence) -> str:
+    """The claims about probe.csv and their verdicts."""
+    lines = ["| claim | median of blocks [95 %] | blocks | verdict here |", "|---|---:|---:|---|"]
+    for f in here.found:
+        word = here.study.words.get(f.verdict, f.verdict)
+        lines.append(f"| {f.claim} | {f.difference} | {f.difference.n} | {word} |")
+    return "\n".join(lines)
+
+
 def holm_p(found: Found) -> str:
     return "" if np.isnan(found.adjusted) else f", p = {found.adjusted:.2g}"
 
 
 def about_claims(here: Evidence) -> str:
     """What the columns of the claims' table are."""
+    if all(f.claim.kind == "probe" for f in here.found):
+        return (
+            f"A block is {probed.BLOCK} pushes of one run. The interval is that of the sign test "
+            "on the blocks' medians; with a single seed it speaks about that run alone."
+        )
     text = (
         f"difference: of {MEASURES[here.study.measure].words}, the right cell's minus the left "
         "one's, paired at equal seed, ± half of its 95 % interval; above 0 is as claimed. "

@@ -50,6 +50,7 @@ KEYS = {
 }
 
 FIGURES = ("table", "epochs", "seconds", "lambda", "workers", "readings", "prefix", "settings")
+FIGURES += ("taylor",)
 OURS = ("seed", "seeds", "scale", "run_dir", "resume", "exp", "stop_epoch")  # not for a cell to say
 
 
@@ -70,6 +71,8 @@ class Claim:
     ``cell: a, paper: x, within: r``  a is the paper's number x within a part r of it
     ``curve: a, within: d``           a's training error is the paper's curve's within d points
     ``order: [a, b, ...]``            a < b < ...
+    ``probe: column, cell: a, above: x, below: y``  the median of a column of a's probe.csv lies
+                                      between x and y (either may be left out), see probed.py
 
     ``paper``    the paper's own difference (its value, with ``cell``); None: it has no number
     ``measure``  of this claim, where it is not the study's
@@ -79,13 +82,16 @@ class Claim:
     ``post_hoc`` whether it was written after its runs had been seen
     """
 
-    kind: str  # lower, equal, cell, curve or order
+    kind: str  # lower, equal, cell, curve, order or probe
     cells: tuple[str, ...]  # lower and higher; the first of two, the second; one; all in order
     paper: float | None = None
     margin: float = 0.0
     within: float | None = None
     than: str | None = None
     measure: str | None = None
+    column: str | None = None
+    above: float | None = None
+    below: float | None = None
     primary: bool = False
     post_hoc: bool = False
 
@@ -106,6 +112,10 @@ class Claim:
 
     def __str__(self) -> str:
         measure = f" in {self.measure}" if self.measure else ""
+        if self.kind == "probe":
+            above = "" if self.above is None else f"{self.above:g} < "
+            below = "" if self.below is None else f" < {self.below:g}"
+            return f"{above}median {self.column} of {self.lower}{below}"
         if self.kind == "cell":
             return f"{self.lower} within {self.within:.0%} of {self.paper:g}{measure}"
         if self.kind == "curve":
@@ -271,6 +281,8 @@ CLAIMS = {  # kind of claim: the keys that it may have, those that it must have 
 
 
 def _claim(line: Mapping[str, Any], point: Mapping[str, Any]) -> Claim:
+    if "probe" in line:
+        return _of_probe(line, point)
     kinds = [kind for kind in CLAIMS if kind in line]
     if len(kinds) != 1:
         raise ValueError(f"a claim has one of the keys {', '.join(CLAIMS)}")
@@ -299,6 +311,16 @@ def _claim(line: Mapping[str, Any], point: Mapping[str, Any]) -> Claim:
         primary=bool(line.get("primary", False)),
         post_hoc=bool(line.get("post_hoc", False)),
     )
+
+
+def _of_probe(line: Mapping[str, Any], point: Mapping[str, Any]) -> Claim:
+    if odd := line.keys() - {"probe", "cell", "above", "below"}:
+        raise ValueError(f"a claim with {', '.join(sorted(odd))}")
+    above, below = (float(line[k]) if k in line else None for k in ("above", "below"))
+    if above is None and below is None:
+        raise ValueError("probe: give above, below or both")
+    cells, column = (str(line["cell"]).format(**point),), str(line["probe"])
+    return Claim("probe", cells, column=column, above=above, below=below)
 
 
 def _points(axes: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:

@@ -90,6 +90,9 @@ def differences(run: Path, whole: Path) -> Iterator[str]:
     frames = [pd.read_csv(path / "metrics.csv", dtype=str) for path in (run, whole)]
     if not frames[0].drop(columns="wall_s").equals(frames[1].drop(columns="wall_s")):
         yield f"metrics.csv: {len(rows[0].splitlines())} and {len(rows[1].splitlines())} lines"
+    probes = [path / "probe.csv" for path in (run, whole)]
+    if len({path.read_bytes() if path.exists() else b"" for path in probes}) > 1:
+        yield "probe.csv"
     boards = [EventAccumulator(str(path / "tensorboard")).Reload() for path in (run, whole)]
     events: list[dict[str, object]] = []
     for board in boards:
