@@ -137,10 +137,11 @@ class Run:
         train = self.metrics["train_error"].dropna()
         if test.empty:
             return {}
+        last = last_errors(self.metrics, self.config, "test_error")
         return {
             "test_error_best": float(test.min()),
             "test_error_final": float(test.iloc[-1]),
-            "test_error_last10": float(last_errors(self.metrics, self.config, "test_error").mean()),
+            "test_error_last10": float(last.mean()) if len(last) else math.nan,
             "train_error_final": float(train.iloc[-1]),
         }
 
