@@ -354,7 +354,10 @@ def refuse_unread(cfg: DictConfig, arguments: list[str], known: list[str]) -> No
     for argument in arguments:
         key, _, value = argument.lstrip("+~").partition("=")
         part = key.split(".")[0]
-        if part in ("model", "augment", "data", "test_images") and f"${{{part}" not in task:
+        if (
+            part in ("model", "augment", "data", "test_images", "validation")
+            and f"${{{part}" not in task
+        ):
             raise BadInput(key, value, f"task {task_name(cfg)} reads no {part}; leave it out")
 
 
