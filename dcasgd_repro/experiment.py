@@ -155,7 +155,8 @@ class Experiment:
     def drive(self) -> None:
         """Runs to the end, a divergence or a signal; leaves a checkpoint and a summary."""
         (self.path / "summary.json").unlink(missing_ok=True)
-        logs = record.Logs(self.path, hparams(self.cfg), self.progress)
+        on = evaluated_on(self.cfg)
+        logs = record.Logs(self.path, hparams(self.cfg), self.progress, on)
         outcome: dict[str, Any] = {"status": FAILED}
         try:
             outcome = self._loop(logs)
@@ -177,6 +178,7 @@ class Experiment:
     def _loop(self, logs: record.Logs) -> dict[str, Any]:
         """Follows the Steps; returns the status, and what stopped it or where it diverged."""
         progress, every_s = self.progress, self.cfg.checkpoint.every_s
+        on = evaluated_on(self.cfg)
         clock = Stopwatch(progress.wall_s)
         kept = time.perf_counter()
         often = 0.2 if sys.stderr.isatty() else 30.0  # seconds; a log file wants few lines
@@ -198,7 +200,7 @@ class Experiment:
                     diverged = first_divergence(progress.interval, self.server.w)
                     with clock.paused():
                         row = self._row(logs, evaluate and diverged is None)
-                    bar.set_postfix(display(row, progress.rows), refresh=False)
+                    bar.set_postfix(display(row, progress.rows, on), refresh=False)
                     if not math.isfinite(row.get("test_loss", 0.0)):
                         diverged = step.push
                     if diverged is not None:
@@ -261,8 +263,10 @@ class Experiment:
 
     def _summary(self, outcome: dict[str, Any]) -> dict[str, Any]:
         cfg, server = self.cfg, self.server
+        held_out = {"evaluated_on": evaluated_on(cfg)} if cfg.get("validation") else {}
         return {
             **outcome,
+            **held_out,
             "exp": cfg.exp,
             "scale": cfg.scale,
             "task": task_name(cfg),
@@ -304,8 +308,13 @@ def first_divergence(interval: Sequence[Step], w: torch.Tensor) -> int | None:
     return None if bool(torch.isfinite(w).all()) else interval[-1].push
 
 
-def display(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """What the progress bar shows of a row, and of the last evaluation."""
+def evaluated_on(cfg: DictConfig) -> str:
+    """Whose error an evaluation takes: "test" images, or "validation" images."""
+    return "test" if cfg.get("validation") is None else "validation"
+
+
+def display(row: dict[str, Any], rows: Sequence[dict[str, Any]], on: str) -> dict[str, str]:
+    """What the progress bar shows of a row, and of the last evaluation, on those images."""
     shown = {
         "epoch": f"{row['epoch']:.2f}",
         "sim": f"{row['simulated_s']:.0f}s",
@@ -314,7 +323,7 @@ def display(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, st
         "dc_ratio": f"{row['dc_ratio']:.1e}",
     }
     test = next((r["test_error"] for r in reversed(rows) if "test_error" in r), None)
-    return shown if test is None else {**shown, "test_error": f"{test:.2%}"}
+    return shown if test is None else {**shown, f"{on}_error": f"{test:.2%}"}
 
 
 def run_dir(cfg: DictConfig) -> Path:

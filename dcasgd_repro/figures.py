@@ -5,6 +5,7 @@ epochs   test and training error against epochs, a panel for each M
 seconds  the same against simulated seconds
 lambda   curves for each lambda_0, and the last-10 error against it
 workers  last-10 error against M, a line for each rule
+lr       validation error against the tuned key, a line for each cell, its best value circled
 readings the claims' paired differences, which factors moved them, how large the correction was
 """
 
@@ -22,6 +23,7 @@ from matplotlib.ticker import FormatStrFormatter, NullLocator
 
 from dcasgd_repro.evidence import Difference, Evidence
 from dcasgd_repro.report import OTHERS, RULES, Run
+from dcasgd_repro.tune import CHANCE, best, of_kept
 
 BLUE, RED, GREY = "#0072B2", "#D55E00", "#666666"
 DASHES = ["--", "-.", ":", "-", (0, (5, 1)), (0, (1, 1))]
@@ -38,6 +40,7 @@ def draw(here: Evidence) -> Figure:
         "lambda": sensitivity,
         "workers": tax,
         "readings": readings,
+        "lr": tuning,
     }
     figure = kinds[here.study.figure](here)
     figure.suptitle(f"{here.study.title} ({here.scale} scale)", fontsize=11)
@@ -71,7 +74,7 @@ def table(here: Evidence) -> Figure:
         errors.legend(frameon=False)
     errors.set_yticks(range(len(cells)), cells)
     errors.set_ylim(len(cells) - 0.5, -0.5)
-    errors.set_xlabel("test error, mean of the last ten evaluations (%)")
+    errors.set_xlabel(f"{here.on} error, mean of the last ten evaluations (%)")
     forest(here, claims)
     plain(errors, claims)
     return figure
@@ -178,7 +181,8 @@ def curves(here: Evidence, x: str) -> Figure:
                 paper = paper[(paper["workers"] == m) & paper[their_x].notna()]
                 at = paper[their_x] / (1.0 if absolute else their_whole)
                 thin(panel, at, paper["error"], look(runs)[0])
-            panel.set_title(f"{split} error, M = {m}", fontsize=10)
+            words = here.on if split == "test" else split
+            panel.set_title(f"{words} error, M = {m}", fontsize=10)
             plain(panel)
         words = ("epochs of effective passes", "part of the run's epochs")
         if x == "simulated_s":
@@ -236,9 +240,10 @@ def sensitivity(here: Evidence) -> Figure:
         by_lambda.axhline(
             float(np.mean(sgd)), color="black", linestyle="--", linewidth=1, label="SGD"
         )
-    by_lambda.set(xlabel="lambda_0", ylabel="test error, mean of the last ten (%)", ylim=(0, None))
+    told = f"{here.on} error, mean of the last ten (%)"
+    by_lambda.set(xlabel="lambda_0", ylabel=told, ylim=(0, None))
     words = "epochs of effective passes" if absolute else "part of the run's epochs"
-    by_epoch.set(xlabel=words, ylabel="test error (%)")
+    by_epoch.set(xlabel=words, ylabel=f"{here.on} error (%)")
     by_epoch.plot([], [], color="#888888", linewidth=0.6, label="thin: the paper's runs")
     for axes in (by_epoch, by_lambda):
         axes.legend(frameon=False, fontsize=8)
@@ -277,7 +282,7 @@ def tax(here: Evidence) -> Figure:
         axes.plot(at, [top] * len(at), "x", color=colour, markersize=6)
     words = " (x: a run that diverged or failed)" if lost else ""
     axes.set_xlabel(f"workers M; the mean delay is M − 1, with SSGD 0{words}")
-    axes.set_ylabel("test error, mean of the last ten evaluations (%)")
+    axes.set_ylabel(f"{here.on} error, mean of the last ten evaluations (%)")
     axes.legend(frameon=False, fontsize=9)
     plain(axes)
     return figure
@@ -285,6 +290,57 @@ def tax(here: Evidence) -> Figure:
 
 def _kind(run: Run) -> str:
     return run.kind
+
+
+def tuning(here: Evidence) -> Figure:
+    """Validation error against the tuned key: a dot for each seed, a line through the means.
+
+    The best value of each cell is circled. Where a run diverged there is no mean to draw, and an x
+    above the data.
+    """
+    assert here.study.tune is not None
+    figure = Figure(figsize=(8.0, 5.0), layout="constrained")
+    axes = figure.subplots()
+    lost: list[tuple[float, str]] = []
+    drawn: set[str] = set()
+    for k, (cell, trials) in enumerate(of_kept(here).items()):
+        trials = [trial for trial in trials if trial.errors]
+        if not trials:
+            continue
+        run = here.runs[f"{cell}-{trials[0].value:g}"][0]
+        name, colour, _ = RULES.get(run.kind, (cell, OTHERS[k % len(OTHERS)], ""))
+        warm = str(run.config.get("lr._target_")).endswith("Warmed")
+        label = f"{name}, M = {run.summary['workers']}{', warm-up' if warm else ''}"
+        means = [np.nan if trial.diverged else trial.mean for trial in trials]
+        dashes = "--" if run.kind in drawn else "-"
+        marker = MARKERS.get(run.kind, "o")
+        drawn.add(run.kind)
+        at = [trial.value for trial in trials]
+        axes.plot(at, means, color=colour, linestyle=dashes, marker=marker, markersize=4,
+                  linewidth=1.8, label=label)  # fmt: skip
+        for trial in trials:
+            errors = [e for e in trial.errors if not trial.diverged or e != CHANCE]
+            axes.plot([trial.value] * len(errors), errors, ".", color=colour, alpha=0.45)
+            lost += [(trial.value, colour)] * trial.diverged
+        chosen = trials[best(trials)]
+        if not chosen.diverged:
+            axes.plot([chosen.value], [chosen.mean], "o", markersize=13, markerfacecolor="none",
+                      markeredgecolor=colour, markeredgewidth=1.6)  # fmt: skip
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    low, high = axes.get_ylim()
+    for k, colour in enumerate(dict.fromkeys(colour for _, colour in lost)):
+        at = [value for value, of in lost if of == colour]
+        top = high + 0.04 * (k + 1) * (high - low)  # above the data: it has no error rate
+        axes.plot(at, [top] * len(at), "x", color=colour, markersize=6)
+    key = here.study.tune.key
+    words = "circled: the lowest mean" + ("; x: a run that diverged" if lost else "")
+    axes.set_xlabel(f"{'learning rate' if key == 'lr.base' else key} ({words})")
+    axes.set_ylabel(f"{here.on} error, mean of the last ten evaluations (%)")
+    axes.legend(frameon=False, fontsize=9)
+    plain(axes)
+    return figure
 
 
 def band(

@@ -50,8 +50,8 @@ COLUMNS = (
     "lr",
     "train_loss",  # mean over the interval's mini-batches, weight decay's penalty included
     "train_error",  # in [0, 1], like test_error; evaluations only
-    "test_error",
-    "test_loss",
+    "test_error",  # of the images evaluated on: where summary.json says "evaluated_on":
+    "test_loss",  # "validation", the validation images; else the test images
     "delay_mean",  # over the interval, in server updates
     "delay_max",
     "dc_ratio",  # mean over the interval of ||correction|| / ||g||
@@ -156,17 +156,20 @@ class Logs:
     """metrics.csv and TensorBoard of a run directory, begun with the rows that there already are.
 
     They are written anew from those rows, so that a resumed run has each row once, whatever the
-    process before it had written after its last checkpoint.
+    process before it had written after its last checkpoint. ``on``: the images evaluated on.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any], progress: Progress) -> None:
+    def __init__(
+        self, path: Path, settings: Mapping[str, Any], progress: Progress, on: str = "test"
+    ) -> None:
+        self._tags = {tag.replace("/test", f"/{on}"): key for tag, key in TENSORBOARD.items()}
         temporary = path / "metrics.csv.tmp"
         self._file = temporary.open("w", newline="")
         self._csv = csv.DictWriter(self._file, COLUMNS, lineterminator="\n")
         self._csv.writeheader()
         shutil.rmtree(path / "tensorboard", ignore_errors=True)
         self._board = SummaryWriter(str(path / "tensorboard"))
-        experiment, start, self._end = hparams(dict(settings), {"error/test": 0, "dc/ratio": 0})
+        experiment, start, self._end = hparams(dict(settings), {f"error/{on}": 0, "dc/ratio": 0})
         for part in (experiment, start):
             self._board.file_writer.add_summary(part)
         for row in progress.rows:
@@ -199,7 +202,7 @@ class Logs:
 
     def _append(self, row: Mapping[str, Any]) -> None:
         self._csv.writerow({key: _number(row.get(key)) for key in COLUMNS})
-        for tag, key in TENSORBOARD.items():
+        for tag, key in self._tags.items():
             if row.get(key) is not None:
                 self._board.add_scalar(tag, row[key], row["push"])
 

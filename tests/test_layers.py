@@ -16,6 +16,7 @@ FLOORS = [
     {"fast", "record", "checkpoint", "study"},
     {"experiment", "report", "bench"},
     {"evidence", "reproduce"},
+    {"tune"},
     {"figures", "display", "verify"},
     {"results"},
     {"cli"},
@@ -61,6 +62,7 @@ def test_imports_go_down(path: Path) -> None:
         "data.decode",
         "results",
         "reproduce",
+        "tune",
     ],
 )
 def test_answers_without_torch(module: str) -> None:

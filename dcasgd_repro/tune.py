@@ -1,0 +1,206 @@
+"""Chooses a value for each cell of a study by validation, with equal budgets. Imports no torch.
+
+All cells have equally many trials. Where the best value of any of them lies at an end of its grid,
+every grid is extended by one value: beyond that end, or, for a cell whose best value lies inside,
+beyond its own better end. That is repeated until every best value lies inside.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import yaml
+from hydra import compose, initialize_config_module
+
+from dcasgd_repro.config import build, flat
+from dcasgd_repro.errors import BadInput
+from dcasgd_repro.evidence import Evidence
+from dcasgd_repro.reproduce import Job, jobs_of
+from dcasgd_repro.study import Study
+
+CHANCE = 90.0  # percent, of ten classes: what a run that diverged counts as
+ROUNDS = 8  # the grid, and so many less one extensions of it at most
+
+Grid = Mapping[str, Sequence[float]]  # cell: its values, ascending
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A value, and the validation errors of its runs in percent, seed by seed."""
+
+    value: float
+    errors: tuple[float, ...]
+    diverged: int = 0  # how many of the errors are CHANCE for that
+
+    @classmethod
+    def of(cls, value: float, summaries: Sequence[Mapping[str, Any]]) -> Trial:
+        """From summary.json of its runs; those that neither finished nor diverged are left out."""
+        done = [s for s in summaries if s["status"] in ("finished", "diverged")]
+        lost = [s["status"] == "diverged" for s in done]
+        errors = [
+            CHANCE if gone else 100 * s["test_error_last10"]
+            for s, gone in zip(done, lost, strict=True)
+        ]
+        return cls(value, tuple(errors), sum(lost))
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.errors)) if self.errors else np.inf  # not the best, then
+
+    @property
+    def sd(self) -> float:
+        return float(np.std(self.errors, ddof=1)) if len(self.errors) > 1 else np.nan
+
+
+def best(trials: Sequence[Trial]) -> int:
+    """Which trial has the lowest mean error; of equal ones the first."""
+    return int(np.argmin([trial.mean for trial in trials]))
+
+
+def inside(trials: Sequence[Trial]) -> bool:
+    """Whether the best value lies at neither end of the grid."""
+    return 0 < best(trials) < len(trials) - 1
+
+
+def extended(found: Mapping[str, Sequence[Trial]], factor: float) -> dict[str, tuple[float, ...]]:
+    """Every grid with one value more; see the module for the side."""
+    grid = {}
+    for cell, trials in found.items():
+        values, at = [trial.value for trial in trials], best(trials)
+        below = at == 0 or (inside(trials) and trials[0].mean <= trials[-1].mean)
+        if below:
+            grid[cell] = (_short(values[0] / factor), *values)
+        else:
+            grid[cell] = (*values, _short(values[-1] * factor))
+    return grid
+
+
+def _short(value: float) -> float:
+    return float(f"{value:g}")  # as it is written in a cell's name and on the command line
+
+
+def trials(grid: Grid, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, list[Trial]]:
+    """The trials of each cell; ``runs``: the summaries of the runs of the cell cell-value."""
+    return {
+        cell: [Trial.of(value, runs.get(f"{cell}-{value:g}", ())) for value in values]
+        for cell, values in grid.items()
+    }
+
+
+def rounds(
+    chosen: Study, scale: str, seeds: int, extra: Sequence[str] = ()
+) -> Iterator[tuple[Grid, list[Job]]]:
+    """A grid and all its runs, for someone to run; then the extended grid, until nothing is asked.
+
+    The last one is whole if all its runs have ended. Raises BadInput, for a key that the config has
+    not, a split that leaves too few images, or a best value that no extension leaves behind.
+    """
+    assert chosen.tune is not None
+    check(chosen, scale)
+    grid: Grid = chosen.tune.values
+    for _ in range(ROUNDS):
+        jobs = jobs_of(chosen.trials(grid), scale, seeds, extra)
+        yield grid, jobs
+        if not all(job.ended for job in jobs):
+            return
+        found = of_jobs(grid, jobs)
+        if all(inside(of_cell) for of_cell in found.values()):
+            return
+        grid = extended(found, chosen.tune.factor)
+    outside = ", ".join(cell for cell, of_cell in found.items() if not inside(of_cell))
+    remedy = f"after {ROUNDS - 1} extensions the best value of {outside} is still at an end of its "
+    raise BadInput("tune.values", chosen.name, remedy + "grid; begin with other values")
+
+
+def of_jobs(grid: Grid, jobs: Sequence[Job]) -> dict[str, list[Trial]]:
+    """The trials of each cell, from its runs."""
+    runs: dict[str, list[Mapping[str, Any]]] = {}
+    for job in jobs:
+        runs.setdefault(job.cell.name, []).append(job.summary)
+    return trials(grid, runs)
+
+
+def of_kept(here: Evidence) -> dict[str, list[Trial]]:
+    """The trials of each cell, from the kept runs."""
+    runs = {name: [run.summary for run in runs] for name, runs in here.runs.items()}
+    return trials(here.study.grid(here.scale), runs)
+
+
+def check(chosen: Study, scale: str) -> None:
+    """Refuses a grid whose key or split no run could be made with, before any is. BadInput."""
+    assert chosen.tune is not None
+    key = chosen.tune.key
+    with initialize_config_module("dcasgd_repro.conf", version_base="1.3"):
+        for cell in chosen.cells:
+            cfg = compose("config", overrides=[f"scale={scale}", *cell.overrides])
+            if key not in (known := flat(cfg, apart=(), resolve=False)):
+                near = (
+                    " or ".join(difflib.get_close_matches(key, known, n=2)) or "a key of the config"
+                )
+                raise BadInput("tune.key", key, f"no such key; did you mean {near}?")
+            cfg.validation = chosen.tune.validation
+            build(cfg, "task")
+
+
+def write(chosen: Study, scale: str, grid: Grid, jobs: Sequence[Job]) -> str:
+    """Writes the choice to the study's tuned.yaml, and returns it in words."""
+    assert chosen.tune is not None
+    found, cells = of_jobs(grid, jobs), {}
+    for cell, of_cell in found.items():
+        one = of_cell[best(of_cell)]
+        cells[cell] = {
+            "value": float(one.value),
+            "mean": round(one.mean, 4),
+            "sd": None if np.isnan(one.sd) else round(one.sd, 4),
+            "n": len(one.errors),
+            "diverged": sum(trial.diverged for trial in of_cell),
+            "tried": {float(trial.value): round(trial.mean, 4) for trial in of_cell},
+        }
+    content = {
+        **chosen.tuned,
+        scale: {
+            "key": chosen.tune.key,
+            "validation": chosen.tune.validation,
+            "seeds": sorted({job.seed for job in jobs}),
+            "commit": commits(jobs),
+            "cells": cells,
+        },
+    }
+    head = (
+        f"# Written by `{chosen.again('')}`. Errors in percent on validation images, means over\n"
+    )
+    head += "# seeds; value is the best of those tried. A run that diverged counts as chance, 90.\n"
+    text = yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=100)
+    (chosen.folder / "tuned.yaml").write_text(head + text)
+    return f"chosen, in {chosen.folder / 'tuned.yaml'}:\n\n{markdown(chosen.tune.key, found)}"
+
+
+def commits(jobs: Sequence[Job]) -> list[str]:
+    """The commits that the runs were made with."""
+    origins = [json.loads((job.path / "provenance.json").read_text()) for job in jobs]
+    return sorted({str(origin.get("git_commit") or "unknown")[:7] for origin in origins})
+
+
+def markdown(key: str, found: Mapping[str, Sequence[Trial]]) -> str:
+    """Each cell's best value and its mean validation error, beside every value that was tried."""
+    lines = [
+        f"| cell | best {key} | validation error, last-10 % | n | trials | all that were tried |"
+    ]
+    lines.append("|---|---:|---:|---:|---:|---|")
+    for cell, of_cell in found.items():
+        one = of_cell[best(of_cell)]
+        spread = "" if np.isnan(one.sd) else f" ± {one.sd:.2f}"
+        where = "" if inside(of_cell) else " (at an end of its grid)"
+        tried = "; ".join(
+            f"{t.value:g}: {t.mean:.2f}" + (f" ({t.diverged} diverged)" if t.diverged else "")
+            for t in of_cell
+            if t.errors
+        )
+        line = [cell, f"{one.value:g}{where}", f"{one.mean:.2f}{spread}", str(len(one.errors))]
+        lines.append("| " + " | ".join([*line, str(len(of_cell)), tried]) + " |")
+    return "\n".join(lines)
