@@ -187,6 +187,11 @@ def task_name(cfg: DictConfig) -> str:
     return str(target).rsplit(".", 1)[-1].lower()
 
 
+def evaluated_on(cfg: DictConfig) -> str:
+    """The images that a run's "test" errors are of: "test" or "validation"."""
+    return "test" if cfg.get("validation") is None else "validation"
+
+
 # Keys that name a place, a label or a way of working: the numbers do not depend on them.
 APART = ("run_dir", "root", "exp", "scale", "resume", "checkpoint", "processes")
 APART += ("stop_epoch", "probe")

@@ -24,6 +24,7 @@ from dcasgd_repro.config import (
     build,
     config_hash,
     differences,
+    evaluated_on,
     flat,
     length_of,
     named,
@@ -263,10 +264,9 @@ class Experiment:
 
     def _summary(self, outcome: dict[str, Any]) -> dict[str, Any]:
         cfg, server = self.cfg, self.server
-        held_out = {"evaluated_on": evaluated_on(cfg)} if cfg.get("validation") else {}
         return {
             **outcome,
-            **held_out,
+            "evaluated_on": evaluated_on(cfg),
             "exp": cfg.exp,
             "scale": cfg.scale,
             "task": task_name(cfg),
@@ -306,11 +306,6 @@ def first_divergence(interval: Sequence[Step], w: torch.Tensor) -> int | None:
     if not all(finite):
         return interval[finite.index(False)].push
     return None if bool(torch.isfinite(w).all()) else interval[-1].push
-
-
-def evaluated_on(cfg: DictConfig) -> str:
-    """Whose error an evaluation takes: "test" images, or "validation" images."""
-    return "test" if cfg.get("validation") is None else "validation"
 
 
 def display(row: dict[str, Any], rows: Sequence[dict[str, Any]], on: str) -> dict[str, str]:

@@ -303,6 +303,7 @@ def tuning(here: Evidence) -> Figure:
     axes = figure.subplots()
     lost: list[tuple[float, str]] = []
     drawn: set[str] = set()
+    ticks: set[float] = set()
     for k, (cell, trials) in enumerate(of_kept(here).items()):
         trials = [trial for trial in trials if trial.errors]
         if not trials:
@@ -316,6 +317,7 @@ def tuning(here: Evidence) -> Figure:
         marker = MARKERS.get(run.kind, "o")
         drawn.add(run.kind)
         at = [trial.value for trial in trials]
+        ticks |= set(at)
         axes.plot(at, means, color=colour, linestyle=dashes, marker=marker, markersize=4,
                   linewidth=1.8, label=label)  # fmt: skip
         for trial in trials:
@@ -327,6 +329,7 @@ def tuning(here: Evidence) -> Figure:
             axes.plot([chosen.value], [chosen.mean], "o", markersize=13, markerfacecolor="none",
                       markeredgecolor=colour, markeredgewidth=1.6)  # fmt: skip
     axes.set_xscale("log", base=2)
+    axes.set_xticks(sorted(ticks))
     axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
     axes.xaxis.set_minor_locator(NullLocator())
     low, high = axes.get_ylim()

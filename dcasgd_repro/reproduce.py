@@ -26,7 +26,7 @@ from hydra.errors import HydraException
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
-from dcasgd_repro.config import length_of, stop_push
+from dcasgd_repro.config import evaluated_on, length_of, stop_push
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.launchers import Handle, Launcher
 from dcasgd_repro.study import MEANS, Cell, Study, identity
@@ -293,6 +293,7 @@ def _killed(job: Job) -> dict[str, Any]:
     cfg = OmegaConf.load(job.path / "config.yaml")
     rule = get_class(cfg.rule._target_).name  # type: ignore[attr-defined]
     told = {"status": "failed", "last_line": job.last_line(), "exp": cfg.exp, "scale": cfg.scale}
+    told |= {"evaluated_on": evaluated_on(cfg)}  # type: ignore[arg-type]
     told |= {"task": None, "rule": rule, "workers": cfg.workers, "seed": cfg.seed}
     return {**told, "pushes": job.done(), "wall_s": None, "weights_sha256": None}
 

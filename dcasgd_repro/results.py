@@ -131,8 +131,9 @@ def markdown_cells(here: Evidence) -> str:
     """Our errors, the paper's beside them, and what the cells cost."""
     paper = [k for k in here.table.columns if k.startswith("paper_")]
     head, line = ["cell", "n"], []
+    of = "validation error, " if here.on == "validation" else ""
     for name in ERRORS:
-        head += [f"{name.replace('10', '-10')} %"] + (
+        head += [f"{of}{name.replace('10', '-10')} %"] + (
             ["paper"] if f"paper_{name}_test_error_pct" in paper else []
         )
     printed = [key for key in paper if key in PRINTED]

@@ -182,10 +182,12 @@ class Study:
             return {}
         try:
             content = yaml.safe_load(path.read_text())
-            if not all(of_scale["cells"] for of_scale in content.values()):
-                raise ValueError("a scale without cells")
+            for of_scale in content.values():
+                for cell, found in of_scale["cells"].items():
+                    check_number(f"{cell}.value", found["value"], ends="()")
+                    check_whole(f"{cell}.tried", len(found["tried"]), 2)
         except (OSError, yaml.YAMLError, AttributeError, TypeError, KeyError, ValueError) as error:
-            told = " ".join(str(error).split())
+            told = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise BadInput("tuned", path, f"not readable ({told}): {self.again('')}") from None
         return dict(content)
 
@@ -209,6 +211,10 @@ class Study:
             remedy = f"nothing is chosen for scale={scale} yet; first: {source.again(scale)}"
             raise BadInput("tuned_by", source.name, remedy)
         chosen = source.tuned[scale]["cells"]
+        taken = [c.name for c in self.cells if any("{tuned}" in word for word in c.overrides)]
+        if lacking := [name for name in taken if name not in chosen]:
+            remedy = f"nothing is chosen for {', '.join(lacking)}; first: {source.again(scale)}"
+            raise BadInput("tuned_by", source.name, remedy)
         cells = [
             Cell(
                 c.name,

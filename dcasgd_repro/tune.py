@@ -148,7 +148,7 @@ def check(chosen: Study, scale: str) -> None:
 
 
 def write(chosen: Study, scale: str, grid: Grid, jobs: Sequence[Job]) -> str:
-    """Writes the choice to the study's tuned.yaml, and returns it in words."""
+    """Writes the choice to the study's tuned.yaml; returns what to print."""
     assert chosen.tune is not None
     found, cells = of_jobs(grid, jobs), {}
     for cell, of_cell in found.items():
@@ -177,7 +177,8 @@ def write(chosen: Study, scale: str, grid: Grid, jobs: Sequence[Job]) -> str:
     head += "# seeds; value is the best of those tried. A run that diverged counts as chance, 90.\n"
     text = yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=100)
     (chosen.folder / "tuned.yaml").write_text(head + text)
-    return f"chosen, in {chosen.folder / 'tuned.yaml'}:\n\n{markdown(chosen.tune.key, found)}"
+    told = ", ".join(f"{cell} {of_cell['value']:g}" for cell, of_cell in cells.items())
+    return f"chosen {chosen.tune.key}, in {chosen.folder / 'tuned.yaml'}: {told}"
 
 
 def commits(jobs: Sequence[Job]) -> list[str]:
