@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -103,8 +103,14 @@ def rounds(
     assert chosen.tune is not None
     check(chosen, scale)
     grid: Grid = chosen.tune.values
+    made: dict[str, list[Job]] = {}
     for _ in range(ROUNDS):
-        jobs = jobs_of(chosen.trials(grid), scale, seeds, extra)
+        asked = chosen.trials(grid)
+        fresh = tuple(cell for cell in asked.cells if cell.name not in made)
+        for job in jobs_of(replace(asked, cells=fresh), scale, seeds, extra):
+            made.setdefault(job.cell.name, []).append(job)
+        jobs = [job for of_seed in zip(*(made[c.name] for c in asked.cells), strict=True)
+                for job in of_seed]  # fmt: skip
         yield grid, jobs
         if not all(job.ended for job in jobs):
             return
