@@ -382,6 +382,8 @@ def scale_line(cfg: DictConfig) -> str:
 
 def notes(cfg: DictConfig, rule: Rule, schedule: Schedule) -> Iterator[str]:
     """What a reader of the config may not expect of it."""
+    if evaluated_on(cfg) == "validation":
+        yield f"errors are of the {cfg.validation:,} validation images; no test image is looked at"
     if rule.for_rounds and not schedule.in_rounds:
         yield f"no barrier: {rule.name} averages gradients as they come (schedule.barrier=true)"
     if cfg.backup != "pull" and not pulls_later(schedule):

@@ -225,6 +225,15 @@ class Fabricated:
     def stop(self, hard: bool) -> None: ...
 
 
+class Stopped(Fabricated):
+    """As Fabricated, stopped by Ctrl-C at the fourth run."""
+
+    def start(self, command: Sequence[str], log: Path) -> Fabricated:
+        if len(self.asked) == 3:
+            raise KeyboardInterrupt
+        return super().start(command, log)
+
+
 GRID = {
     "title": "Mine",
     "figure": "lr",
@@ -356,6 +365,10 @@ def test_a_lost_run_chooses_nothing_and_the_same_command_goes_on(
     words = ["mine", "scale=smoke", "seeds=1"]
     assert cli.tune([*words, "--dry-run"]) == 0
     assert "9 runs, 9 to do" in capsys.readouterr().out
+    run_with(Stopped())
+    assert cli.tune(words) == 130
+    told = "interrupted; every run goes on from its checkpoint with: dcasgd-repro tune mine scale=s"
+    assert told in capsys.readouterr().err
     run_with(Fabricated(lost=["workers=3"]))
     assert cli.tune(words) == 1
     assert not Path("mine/tuned.yaml").exists()

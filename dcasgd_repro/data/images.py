@@ -204,7 +204,7 @@ class Images(Partitioned[_Epoch]):
         return self._chunks(self._train[:count, inside, inside], self._train_labels[:count], size)
 
     def test_chunks(self, size: int = 1000) -> Iterator[Batch]:
-        """All test images, as they are, in a fixed order; the last chunk may be smaller."""
+        """All images evaluated on, as they are, in a fixed order; the last chunk may be smaller."""
         return self._chunks(self._test, self._test_labels, size)
 
     def _chunks(self, images: Tensor, labels: Tensor, size: int) -> Iterator[Batch]:
