@@ -554,11 +554,13 @@ class Asked:
     @classmethod
     def of(cls, command: str, arguments: list[str]) -> Asked | int:
         """Read from the arguments; an exit code where there is nothing to run. Raises BadInput."""
-        from dcasgd_repro.study import names
+        from dcasgd_repro.study import names, study
 
         if not arguments or set(arguments) & {"-h", "--help"}:
-            text = REPRODUCE_HELP if command == "reproduce" else TUNE_HELP
-            print(text.format(studies=", ".join(names()), scale=choices("scale")), end="")
+            tunes = command == "tune"
+            listed = [name for name in names() if not tunes or study(name).tune is not None]
+            text = TUNE_HELP if tunes else REPRODUCE_HELP
+            print(text.format(studies=", ".join(listed), scale=choices("scale")), end="")
             return 0
         words = [a for a in arguments if "=" in a]
         for a in arguments:
@@ -570,8 +572,6 @@ class Asked:
         given = dict(word.split("=", 1) for word in words)
 
         import torch
-
-        from dcasgd_repro.study import study
 
         chosen, cuda = study(named[0]), torch.cuda.is_available()
         own = chosen.paper_scale

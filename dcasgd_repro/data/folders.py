@@ -210,7 +210,7 @@ class Folders(Partitioned[np.ndarray]):
         return self._chunks(self._train, count, size)
 
     def test_chunks(self, size: int = CHUNK) -> Iterator[Batch]:
-        """The centres of all images evaluated on, in a fixed order; the last chunk may be smaller."""
+        """The centres of all images evaluated on, in a fixed order; the last chunk may be less."""
         return self._chunks(self._test, len(self._test.files), size)
 
     def _chunks(self, split: Listing, count: int, size: int) -> Iterator[Batch]:
