@@ -47,14 +47,14 @@ $(IMAGENET): .venv/ready
 	@test -n "$(DATA)" || { echo "make $@: say where the images are: make $@ DATA=folder"; exit 2; }
 	$(RUN) reproduce $@ $(HOW) data.root=$(DATA)
 
-report: .venv/ready ## tables, figures and pages of results/ anew, and README's table
-	$(RUN) report --readme README.md
+report: .venv/ready ## tables, figures and pages of results/ anew
+	$(RUN) report
 
 tensorboard: .venv/ready ## the dashboards of everything under outputs/
 	.venv/bin/tensorboard --logdir outputs
 
-bench: .venv/ready ## what a simulated worker costs here (about 25 minutes); renews README's table
-	$(RUN) bench all --readme README.md
+bench: .venv/ready ## what a simulated worker costs here (about 25 minutes); the page in results/bench
+	$(RUN) bench all
 
 torture: .venv/ready ## 240 kills at random instants, then 3,000 fuzzed inputs (about 10 minutes)
 	.venv/bin/python tests/torture.py

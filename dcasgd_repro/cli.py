@@ -450,7 +450,6 @@ def report(arguments: list[str]) -> int:
     parser.add_argument("runs", nargs="*", metavar="STUDY | RUN",
                         help="a study's name, or run directories and folders of them")  # fmt: skip
     parser.add_argument("--out", type=Path, help="where the table, the figure and the text go")
-    parser.add_argument("--readme", type=Path, help="a page whose table of results is renewed")
     given = parser.parse_args(arguments)
 
     from dcasgd_repro import report as reports
@@ -460,15 +459,11 @@ def report(arguments: list[str]) -> int:
     if places and not studies and all(place.is_dir() for place in places):
         print(reports.comparison(places, given.out))
         return 0
-    from dcasgd_repro import pages, results
+    from dcasgd_repro import results
 
     if given.out is not None:
         raise BadInput("--out", given.out, "a study's report goes to results/; leave it out")
-    if given.readme is not None:
-        pages.halves(given.readme, results.MARK)  # refused before anything is written
     print(results.all_of(given.runs, RESULTS))
-    if given.readme is not None:
-        results.into(given.readme, RESULTS)
     return 0
 
 
@@ -654,28 +649,22 @@ def bench(arguments: list[str]) -> int:
     parser.add_argument(
         "--out", type=Path, default=Path("results/bench"), help="folder of the JSON"
     )
-    parser.add_argument("--readme", type=Path, help="a page whose performance table is renewed")
     given = parser.parse_args(arguments)
 
     from omegaconf import OmegaConf
 
-    from dcasgd_repro import bench as benches
-    from dcasgd_repro import pages
+    from dcasgd_repro.bench import page
     from dcasgd_repro.device import set_device
 
-    if given.readme is not None:
-        pages.halves(given.readme, "performance")  # refused before anything is measured
     device = set_device(
         OmegaConf.create({"threads": None, "device": given.device, "deterministic": "auto"})
     )
-    chosen = list(benches.PARTS) if "all" in given.parts else list(dict.fromkeys(given.parts))
+    chosen = list(page.PARTS) if "all" in given.parts else list(dict.fromkeys(given.parts))
     try:
-        file = benches.run(chosen, device, given.out, ["dcasgd-repro", "bench", *arguments])
+        file = page.run(chosen, device, given.out, ["dcasgd-repro", "bench", *arguments])
     except KeyboardInterrupt:
         return told(f"interrupted; the parts that were done are kept in {given.out}", 130)
-    print(f"\nkept in {file}")
-    if given.readme is not None:
-        pages.into(given.readme, "performance", benches.performance(given.out))
+    print(f"\nkept in {file}; all of them in {page.write(given.out)}")
     return 0
 
 

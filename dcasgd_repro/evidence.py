@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,61 +14,24 @@ import pandas as pd
 
 from dcasgd_repro.config import differences
 from dcasgd_repro.errors import BadInput
+from dcasgd_repro.measures import MEASURES, Measure, chance, curve
 from dcasgd_repro.report import Run, evaluated_on, tabulate
 from dcasgd_repro.study import Claim, Study
+from dcasgd_repro.verdicts import (
+    ENOUGH,
+    FAILS,
+    HOLDS,
+    LEVEL,
+    NOTHING,
+    UNDECIDED,
+    Difference,
+    above,
+    difference,
+    equal,
+    holm,
+)
 
 ELSEWHERE = "at the paper's scale only"
-ENOUGH = 3  # seeds, before a verdict is given
-UNITS = {"last10": "points", "before_drop": "points", "simulated_s": "s"}
-
-# Student's t, 97.5 %, for 1 to 30 degrees of freedom.
-T = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
-    2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
-    2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A paired difference: its mean and its 95 % interval over n seeds."""
-
-    mean: float
-    half: float  # half the interval's width; infinite for one seed
-    n: int
-
-    @property
-    def low(self) -> float:
-        return self.mean - self.half
-
-    @property
-    def high(self) -> float:
-        return self.mean + self.half
-
-    def __str__(self) -> str:
-        if not self.n:
-            return "-"
-        width = f" ± {self.half:.2f}" if math.isfinite(self.half) else ""
-        return f"{self.mean:+.2f}{width}"
-
-
-NOTHING = Difference(math.nan, math.inf, 0)
-
-
-def difference(of: Mapping[int, float], minus: Mapping[int, float]) -> Difference:
-    """``of - minus`` at equal seeds: ``D ± t(n-1) sigma / sqrt(n)``, sigma with n - 1."""
-    pairs = [of[seed] - minus[seed] for seed in sorted(of.keys() & minus.keys())]
-    n = len(pairs)
-    if n < 2:
-        return Difference(pairs[0] if pairs else math.nan, math.inf, n)
-    t = T[n - 2] if n - 2 < len(T) else student(n - 1)
-    return Difference(float(np.mean(pairs)), t * float(np.std(pairs, ddof=1)) / math.sqrt(n), n)
-
-
-def student(df: int) -> float:
-    """Student's t, 97.5 %, for more than 30 degrees of freedom: Cornish and Fisher's expansion."""
-    z = 1.959963985
-    return z + (z**3 + z) / (4 * df) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * df**2)
 
 
 @dataclass(frozen=True)
@@ -76,9 +39,14 @@ class Found:
     """What the runs say of a claim."""
 
     claim: Claim
+    measure: Measure
     difference: Difference  # higher - lower, in the measure's unit
     dc_ratio: float  # of ``lower``
     verdict: str
+    told: str = ""  # in place of a difference, where the claim is about none
+    p: float = math.nan  # of its test; nan where it has none
+    adjusted: float = math.nan  # Holm's, over the study's primary claims
+    lost: tuple[str, ...] = ()  # cells with runs that diverged, which count as chance
     change: Difference = NOTHING  # of the difference, against that of the claim on ``than``
     moved: bool = False  # the interval of ``change`` leaves out 0, over enough seeds, none lost
 
@@ -109,7 +77,7 @@ class Evidence:
             name = path.name.rpartition("-seed")[0]
             if name not in found:
                 raise BadInput("report", path, f"{self.study.runs_of} has no cell of that name")
-            found[name].append(Run.read(path))
+            found[name].append(replace(Run.read(path), until=self.study.stop_epoch))
         for name, runs in found.items():
             runs.sort(key=lambda run: int(run.summary["seed"]))
             for run in runs[1:]:
@@ -130,53 +98,158 @@ class Evidence:
 
     def values(self, cell: str, measure: str | None = None) -> dict[int, float]:
         """The measure of each finished run of a cell, by seed, where it has one."""
-        read = MEASURES[measure or self.study.measure]
+        read = MEASURES[measure or self.study.measure].read
         found = {
             run.summary["seed"]: read(run, self.study) for run in self.runs[cell] if run.finished
         }
         return {seed: value for seed, value in found.items() if math.isfinite(value)}
 
+    def ranked(self, cell: str, measure: Measure) -> dict[int, float]:
+        """As ``values``, but a run that diverged has the error of guessing."""
+        lost = {run.summary["seed"]: chance(run) for run in self.runs[cell] if run.diverged}
+        return self.values(cell, measure.name) | (lost if measure.is_error else {})
+
+    def ratio(self, cell: str) -> float:
+        """Median over the finished runs of a cell of their dc_ratio, itself a median."""
+        ratios = [run.dc_ratio for run in self.runs[cell] if run.finished]
+        return float(np.median(ratios)) if ratios else math.nan
+
     @cached_property
     def found(self) -> list[Found]:
-        """The study's claims, judged as its claim.md says."""
-        return [self._judge(claim) for claim in self.study.claims]
+        """The study's claims, judged as its claim.md says; of primary ones, all together.
+
+        A primary claim that its own test decides stays undecided where Holm's adjusted p-value over
+        the primary claims is above 5 %.
+        """
+        found = [self._judge(claim) for claim in self.study.claims]
+        primary = [k for k, f in enumerate(found) if f.claim.primary]
+        for k, p in zip(primary, holm([found[k].p for k in primary]), strict=True):
+            word = found[k].verdict if p <= LEVEL or math.isnan(p) else UNDECIDED
+            found[k] = replace(found[k], adjusted=p, verdict=word)
+        return found
 
     def _judge(self, claim: Claim) -> Found:
-        lower = self.values(claim.lower)
-        if claim.higher:
-            apart = difference(self.values(claim.higher), lower)
-        else:
-            assert claim.paper is not None
-            apart = difference(lower, dict.fromkeys(lower, claim.paper))
-            if not self.of_the_paper:
-                apart = NOTHING
-        ratios = [r.summary["dc_ratio_mean"] for r in self.runs[claim.lower] if r.finished]
-        ratio = float(np.mean(ratios)) if ratios else math.nan
-        size = self.of_the_paper and self.study.size_counts
-        if claim.higher is None:
-            word = near(claim, apart) if self.of_the_paper else ELSEWHERE
-        else:
-            word = verdict(claim, apart, ratio, self.study.least_dc_ratio, size)
-        if word != ELSEWHERE and not self._whole(claim):
-            word = "undecided"
+        measure = MEASURES[claim.measure or self.study.measure]
+        judge = {
+            "lower": self._lower,
+            "equal": self._equal,
+            "cell": self._near,
+            "curve": self._curve,
+            "order": self._order,
+        }
+        lost = {
+            cell: [str(run.summary["seed"]) for run in self.runs[cell] if run.diverged]
+            for cell in claim.cells
+        }
+        named = tuple(f"{cell} (seed {', '.join(seeds)})" for cell, seeds in lost.items() if seeds)
+        blank = Found(claim, measure, NOTHING, self.ratio(claim.lower), UNDECIDED, lost=named)
+        return judge[claim.kind](blank)
+
+    def _lower(self, blank: Found) -> Found:
+        claim, measure = blank.claim, blank.measure
+        found = self._gap(claim, measure)
+        size = self.of_the_paper and self.study.size_counts and not claim.margin
+        word, p = above(found, claim.margin, (claim.paper or 0.0) / 2 if size else 0.0)
+        tiny = self.study.least_dc_ratio
+        if tiny and blank.dc_ratio < tiny and found.n >= ENOUGH:
+            word = FAILS
+        if not self._whole(claim, measure=measure):
+            word = UNDECIDED
+        judged = replace(blank, difference=found, verdict=word, p=p)
         if claim.than is None:
-            return Found(claim, apart, ratio, word)
+            return judged
         # (higher - lower) - (higher' - lower') at equal seeds; ' is the claim on ``than``
         [other] = [c for c in self.study.claims if c.lower == claim.than and c.higher]
-        change = difference(self._gain(claim), self._gain(other))
+        change = difference(self._gains(claim, measure), self._gains(other, measure))
         moved = change.n >= ENOUGH and abs(change.mean) > change.half
         whole = self._whole(claim, other)
-        return Found(claim, apart, ratio, word, change, moved and whole)
+        return replace(judged, change=change, moved=moved and whole)
 
-    def _whole(self, *claims: Claim) -> bool:
-        """Whether all runs of these claims' cells have finished, and their seeds are the same."""
-        cells = {cell for claim in claims for cell in (claim.lower, claim.higher)} - {None}
-        runs = [self.runs[str(cell)] for cell in cells]
+    def _equal(self, blank: Found) -> Found:
+        assert blank.claim.within is not None
+        found = self._gap(blank.claim, blank.measure)
+        word, p = equal(found, blank.claim.within)
+        whole = self._whole(blank.claim, measure=blank.measure)
+        return replace(blank, difference=found, verdict=word if whole else UNDECIDED, p=p)
+
+    def _near(self, blank: Found) -> Found:
+        """A cell's mean against the paper's number, within a part of it."""
+        claim = blank.claim
+        assert claim.paper is not None
+        assert claim.within is not None
+        if not self.of_the_paper:
+            return replace(blank, verdict=ELSEWHERE)
+        ours = self.values(claim.lower, blank.measure.name)
+        found = difference(ours, dict.fromkeys(ours, claim.paper))
+        word = HOLDS if abs(found.mean) <= claim.within * claim.paper else FAILS
+        whole = found.n and self._whole(claim)
+        return replace(blank, difference=found, verdict=word if whole else UNDECIDED)
+
+    def _curve(self, blank: Found) -> Found:
+        """The mean distance of a cell's training error from the paper's curve, over the seeds."""
+        claim, apart = blank.claim, {}
+        if not self.of_the_paper:
+            return replace(blank, verdict=ELSEWHERE)
+        paper = self.study.curves
+        paper = paper[(paper["cell"] == claim.lower) & (paper["split"] == "train")]
+        paper = paper[paper["workers"] == paper["workers"].max()].sort_values("epoch")
+        for run in self.runs[claim.lower]:
+            ours = curve(run, "train_error")
+            if not run.finished or ours.empty or paper.empty:
+                continue
+            at = np.array(self.study.epochs)
+            here = np.interp(at, ours["epoch"], ours["error"])
+            theirs = np.interp(at, paper["epoch"], 100 * paper["error"])
+            apart[run.summary["seed"]] = float(np.mean(np.abs(here - theirs)))
+        if not apart:
+            return blank
+        distance, n = float(np.mean(list(apart.values()))), len(apart)
+        assert claim.within is not None
+        word = HOLDS if distance < claim.within else FAILS
+        return replace(blank, told=f"{distance:.1f} away, n = {n}", verdict=word)
+
+    def _order(self, blank: Found) -> Found:
+        """Whether every seed that all cells have shows the order; never reached is infinite."""
+        cells, read = blank.claim.cells, blank.measure.read
+        by_cell = {
+            cell: {
+                run.summary["seed"]: math.inf if run.diverged else read(run, self.study)
+                for run in self.runs[cell]
+                if run.finished or run.diverged
+            }
+            for cell in cells
+        }
+        seeds = sorted(set.intersection(*(set(values) for values in by_cell.values())))
+        rows = [[by_cell[cell][seed] for cell in cells] for seed in seeds]
+        rows = [row for row in rows if not any(map(math.isnan, row))]
+        if not rows:
+            return blank
+        holds = all(a < b for row in rows for a, b in itertools.pairwise(row))
+        means = [
+            "never" if math.isinf(value) else f"{value:.1f}" for value in np.mean(rows, axis=0)
+        ]
+        told = f"{', '.join(means)}, n = {len(rows)}"
+        return replace(blank, told=told, verdict=HOLDS if holds else FAILS)
+
+    def _gap(self, claim: Claim, measure: Measure) -> Difference:
+        return difference(
+            self.ranked(str(claim.higher), measure), self.ranked(claim.lower, measure)
+        )
+
+    def _whole(self, *claims: Claim, measure: Measure | None = None) -> bool:
+        """Whether all runs of these claims' cells have ended, and their seeds are the same.
+
+        With a ``measure`` that is an error a run that diverged counts, as chance.
+        """
+        runs = [self.runs[cell] for claim in claims for cell in claim.cells]
         seeds = {frozenset(run.summary["seed"] for run in of_cell) for of_cell in runs}
-        return len(seeds) == 1 and all(run.finished for of_cell in runs for run in of_cell)
+        counts = measure is not None and measure.is_error
+        ended = (run.finished or (counts and run.diverged) for of_cell in runs for run in of_cell)
+        return len(seeds) == 1 and all(ended)
 
-    def _gain(self, claim: Claim) -> dict[int, float]:
-        lower, higher = self.values(claim.lower), self.values(str(claim.higher))
+    def _gains(self, claim: Claim, measure: Measure) -> dict[int, float]:
+        lower = self.values(claim.lower, measure.name)
+        higher = self.values(str(claim.higher), measure.name)
         return {seed: higher[seed] - lower[seed] for seed in lower.keys() & higher.keys()}
 
     def baseline(self, cell: str, kind: str) -> str | None:
@@ -210,9 +283,9 @@ class Evidence:
             del row["rule"]
             for kind in ("asgd", "sgd"):
                 other = self.baseline(cell, kind)
-                d = difference(
-                    self.values(cell, "last10"), self.values(other, "last10") if other else {}
-                )
+                last10 = MEASURES["last10"]
+                theirs = self.ranked(other, last10) if other else {}
+                d = difference(self.ranked(cell, last10), theirs)
                 row |= {f"minus_{kind}_mean": d.mean, f"minus_{kind}_half": d.half}
                 row[f"minus_{kind}_n"] = d.n
             if cell in self.study.paper.index:
@@ -229,12 +302,17 @@ class Evidence:
         rows = [
             {
                 "claim": str(f.claim),
-                "unit": UNITS[self.study.measure],
+                "family": f.claim.family,
+                "unit": f.measure.unit,
                 "difference": f.difference.mean,
                 "half": f.difference.half,
                 "n": f.difference.n,
                 "paper": f.claim.paper,
                 "dc_ratio": f.dc_ratio,
+                "told": f.told,
+                "diverged": len(f.lost),
+                "p": f.p,
+                "p_holm": f.adjusted,
                 "verdict": self.study.words.get(f.verdict, f.verdict),
             }
             | (_changed(f) if compared else {})
@@ -253,54 +331,3 @@ class Evidence:
 def _changed(f: Found) -> dict[str, Any]:
     change = {"than": f.claim.than, "change": f.change.mean, "change_half": f.change.half}
     return change | {"moved": f.moved}
-
-
-def verdict(
-    claim: Claim, found: Difference, dc_ratio: float, least_dc_ratio: float, size_counts: bool
-) -> str:
-    """reproduced, "reproduced, smaller", not reproduced or undecided, as claim.md defines them.
-
-    ``size_counts``: whether half of the paper's own difference is the least that reproduces it.
-    """
-    if found.n < ENOUGH:
-        return "undecided"
-    if least_dc_ratio and dc_ratio < least_dc_ratio:
-        return "not reproduced"
-    least = claim.paper / 2 if claim.paper is not None and size_counts else 0.0
-    if found.low > 0:
-        return "reproduced, smaller" if found.high < least else "reproduced"
-    return "not reproduced" if found.high < least else "undecided"
-
-
-def near(claim: Claim, found: Difference) -> str:
-    """Whether the mean lies within a part of the paper's number; ``found`` is ours minus that."""
-    if not found.n or claim.paper is None or claim.within is None:
-        return "undecided"
-    return "reproduced" if abs(found.mean) <= claim.within * claim.paper else "not reproduced"
-
-
-def before_drop(run: Run, chosen: Study) -> float:
-    """Mean test error, in percent, over the last fifth of the epochs between two drops of the lr.
-
-    The second of them is the study's ``drop``; before the first lies the beginning of the run.
-    """
-    drops = [0.0, *run.config["lr.milestones"]]
-    if len(drops) <= chosen.drop:
-        return math.nan
-    start, end = drops[chosen.drop - 1 : chosen.drop + 1]
-    rows = run.metrics.dropna(subset=["test_error"])
-    # An evaluation comes with the first round of pushes that ends its epoch.
-    late = run.config["workers"] * run.config["batch"] / run.config["images"]
-    there = rows["epoch"].between(start + 0.8 * (end - start) - 1e-6, end + late)
-    return 100 * float(rows[there]["test_error"].mean())
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else float(value)  # a task without classes has no error
-
-
-MEASURES: dict[str, Callable[[Run, Study], float]] = {
-    "last10": lambda run, _: 100 * _number(run.summary["test_error_last10"]),
-    "before_drop": before_drop,
-    "simulated_s": lambda run, _: _number(run.summary["simulated_s"]),
-}

@@ -276,7 +276,7 @@ class Experiment:
             "pushes": server.pushes,
             "updates": server.t,
             "epochs": self.length.epoch(server.pushes),
-            **record.totals(self.progress.rows),
+            **record.totals(self.progress.rows, flat(cfg)),
             "checkpoint_s": self.progress.checkpoint_s,
             "in_rounds": self.schedule.in_rounds,
             "schedule_sha256": self.identity["schedule_sha256"],

@@ -7,6 +7,8 @@ lambda   curves for each lambda_0, and the last-10 error against it
 workers  last-10 error against M, a line for each rule
 lr       validation error against the tuned key, a line for each cell, its best value circled
 readings the claims' paired differences, which factors moved them, how large the correction was
+prefix   training error against epochs, of w and of the mini-batches, a column for each M
+settings training error against epochs, a panel for each claim with its two cells
 """
 
 from __future__ import annotations
@@ -21,9 +23,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, NullLocator
 
-from dcasgd_repro.evidence import Difference, Evidence
+from dcasgd_repro.evidence import Evidence
+from dcasgd_repro.measures import MEASURES, chance, curve
 from dcasgd_repro.report import OTHERS, RULES, Run
-from dcasgd_repro.tune import CHANCE, best, of_kept
+from dcasgd_repro.tune import best, of_kept
+from dcasgd_repro.verdicts import NOTHING, Difference
 
 BLUE, RED, GREY = "#0072B2", "#D55E00", "#666666"
 DASHES = ["--", "-.", ":", "-", (0, (5, 1)), (0, (1, 1))]
@@ -41,6 +45,8 @@ def draw(here: Evidence) -> Figure:
         "workers": tax,
         "readings": readings,
         "lr": tuning,
+        "prefix": prefix,
+        "settings": settings,
     }
     figure = kinds[here.study.figure](here)
     figure.suptitle(f"{here.study.title} ({here.scale} scale)", fontsize=11)
@@ -99,23 +105,26 @@ def readings(here: Evidence) -> Figure:
     ratios.set_xscale("log")
     if here.study.least_dc_ratio:
         ratios.axvline(here.study.least_dc_ratio, color="black", linestyle="--", linewidth=1)
-    ratios.set_xlabel("dc_ratio, mean\n(dashed: the least that counts)")
+    ratios.set_xlabel("dc_ratio, median\n(dashed: the least that counts)")
     plain(claims, *changes, ratios)
     return figure
 
 
 def forest(here: Evidence, axes: Axes) -> None:
-    """A row for each claim: its difference with a 95 % interval, and the paper's at its scale."""
+    """A row for each claim: its difference with a 95 % interval, and the paper's at its scale.
+
+    A claim of another measure than the study's, or about no difference, has its row empty.
+    """
     unit = "s" if here.study.measure == "simulated_s" else "points of error"
     paper = [f.claim.paper if here.of_the_paper and f.claim.higher else None for f in here.found]
     colours = {"reproduced": BLUE, "not reproduced": RED}
     chosen = [colours.get(f.verdict, GREY) for f in here.found]
-    intervals(axes, [f.difference for f in here.found], chosen, [p for p in paper if p])
+    shown = [f.difference if f.measure.name == here.study.measure else NOTHING for f in here.found]
+    intervals(axes, shown, chosen, [p for p in paper if p])
     for row, (f, theirs) in enumerate(zip(here.found, paper, strict=True)):
         if theirs is not None:
             axes.plot([theirs], [row], "|", color="#888888", markersize=12)
-        cells = {f.claim.lower, f.claim.higher} - {None}
-        lost = sum(not run.finished for cell in cells for run in here.runs[str(cell)])
+        lost = sum(not run.finished for cell in f.claim.cells for run in here.runs[cell])
         if lost:
             axes.annotate(f"diverged or failed: {lost}", (0.01, row), va="center", fontsize=8,
                           xycoords=("axes fraction", "data"), color=RED)  # fmt: skip
@@ -217,19 +226,19 @@ def sensitivity(here: Evidence) -> Figure:
         paper = paper[(paper["cell"] == name) & (paper["split"] == "test")]
         their_whole = 1.0 if absolute else here.study.curves["epoch"].max()
         thin(by_epoch, paper["epoch"] / their_whole, paper["error"], colour)
+    last10 = MEASURES["last10"]
     points = [
-        (cells[name], value) for name in cells for value in here.values(name, "last10").values()
+        (cells[name], value) for name in cells for value in here.ranked(name, last10).values()
     ]
     if points:
         frame = pd.DataFrame(points, columns=["lambda", "error"])
         means = frame.groupby("lambda")["error"].mean()
         by_lambda.plot(frame["lambda"], frame["error"], "o", color=BLUE, alpha=0.5, markersize=5)
         by_lambda.plot(means.index, means, color=BLUE, linewidth=1.8, label="ours: seeds, mean")
-    lost = [cells[name] for name in cells for run in here.runs[name] if not run.finished]
+    lost = [(cells[name], chance(run)) for name in cells for run in here.runs[name] if run.diverged]
     if lost:
-        top = by_lambda.get_ylim()[1]
-        words = "x: a run that diverged or failed"
-        by_lambda.plot(lost, [top] * len(lost), "x", color=RED, label=words)
+        words = "x: diverged, counts as guessing"
+        by_lambda.plot(*zip(*lost, strict=True), "x", color=RED, label=words)
     key = "last10_test_error_pct"
     if key in here.study.paper:
         there = here.study.paper[here.study.paper.index.isin(list(cells))][key]
@@ -259,7 +268,7 @@ def tax(here: Evidence) -> Figure:
     for cell, runs in here.runs.items():
         for run in runs:
             points.setdefault(run.kind, [])
-        for value in here.values(cell, "last10").values():
+        for value in here.ranked(cell, MEASURES["last10"]).values():
             points[runs[0].kind].append((runs[0].summary["workers"], value))
     sgd = [value for _, value in points.pop("sgd", [])]
     if sgd:
@@ -274,13 +283,11 @@ def tax(here: Evidence) -> Figure:
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(FormatStrFormatter("%d"))
     axes.xaxis.set_minor_locator(NullLocator())
-    lost = [run for run in here.all_runs if not run.finished]
-    for k, (kind, run_s) in enumerate(itertools.groupby(sorted(lost, key=_kind), key=_kind)):
-        at = [run.summary["workers"] for run in run_s]
-        colour = RULES.get(kind, ("", OTHERS[0], ""))[1]
-        top = axes.get_ylim()[1] + 1.5 * (k + 1)  # above the data: it has no error rate
-        axes.plot(at, [top] * len(at), "x", color=colour, markersize=6)
-    words = " (x: a run that diverged or failed)" if lost else ""
+    lost = [run for run in here.all_runs if run.diverged]
+    for run in lost:
+        colour = RULES.get(run.kind, ("", OTHERS[0], ""))[1]
+        axes.plot([run.summary["workers"]], [chance(run)], "x", color=colour, markersize=7)
+    words = " (x: a run that diverged, counted as guessing)" if lost else ""
     axes.set_xlabel(f"workers M; the mean delay is M − 1, with SSGD 0{words}")
     axes.set_ylabel(f"{here.on} error, mean of the last ten evaluations (%)")
     axes.legend(frameon=False, fontsize=9)
@@ -288,8 +295,92 @@ def tax(here: Evidence) -> Figure:
     return figure
 
 
-def _kind(run: Run) -> str:
-    return run.kind
+def settings(here: Evidence) -> Figure:
+    """Training error of w against epochs: a panel for each claim, the paper's curves behind."""
+    columns = 4
+    rows = max(1, -(-len(here.found) // columns))
+    figure = Figure(figsize=(13.5, 2.6 * rows + 0.8), layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
+    for panel, f in itertools.zip_longest(panels, here.found):
+        if f is None:
+            panel.set_visible(False)
+            continue
+        for cell, paper in here.study.curves.groupby("cell"):
+            colour, marker = look(here.runs.get(cell, []))
+            there = paper[paper["split"] == "train"].sort_values("epoch")
+            style = {"color": colour, "linewidth": 0.7, "alpha": 0.6}
+            panel.plot(there["epoch"], 100 * there["error"], marker=marker, markersize=2, **style)
+        for cell, dashes in zip(reversed(f.claim.cells), ("--", "-"), strict=False):
+            training(panel, here, cell, "train_error", f"{cell}", dashes)
+        panel.set_title(str(f.difference) if f.difference.n else "not run yet", fontsize=9)
+        panel.set_ylim(0, 95)
+        if panel.get_legend_handles_labels()[1]:
+            panel.legend(frameon=False, fontsize=7)
+        plain(panel)
+    words = (
+        "epochs; above each panel: ASGD minus the reading, in points of training error at epochs "
+    )
+    words += f"{', '.join(f'{epoch:g}' for epoch in here.study.epochs)}; thin: the paper's runs"
+    figure.supxlabel(words, fontsize=9)
+    figure.supylabel("training error of w (%)", fontsize=9)
+    return figure
+
+
+def training(
+    panel: Axes, here: Evidence, cell: str, error: str, label: str, dashes: str | None = None
+) -> None:
+    """A cell's curve of one training error: the mean over its finished runs, their range shaded."""
+    done = [run for run in here.runs[cell] if run.finished]
+    seeds = [curve(run, error) for run in done]
+    n = min((len(frame) for frame in seeds), default=0)
+    if not n:
+        return
+    _, colour, own = RULES.get(done[0].kind, (done[0].kind, OTHERS[0], "-"))
+    at = seeds[0]["epoch"].to_numpy()[:n]
+    values = np.stack([frame["error"].to_numpy()[:n] for frame in seeds])
+    label = f"{label}, n = {len(values)}"
+    panel.plot(at, values.mean(0), color=colour, linestyle=dashes or own, linewidth=1.9,
+               label=label)  # fmt: skip
+    if len(values) > 1:
+        low, high = values.min(0), values.max(0)
+        panel.fill_between(at, low, high, color=colour, alpha=0.13, linewidth=0)
+
+
+def prefix(here: Evidence) -> Figure:
+    """Training error against epochs: a column for each M; a row for each way of taking it."""
+    workers = sorted({r.summary["workers"] for r in here.all_runs if r.summary["workers"] > 1})
+    workers = list(reversed(workers)) or [1]
+    figure = Figure(figsize=(5.6 * len(workers), 8.2), layout="constrained")
+    axes = figure.subplots(2, len(workers), sharex=True, sharey=True, squeeze=False)
+    rows = {"train_error": "of w, on fixed images", "batch_error": "of mini-batches as they train"}
+    for column, m in enumerate(workers):
+        for row, (error, words) in enumerate(rows.items()):
+            panel: Axes = axes[row][column]
+            for cell, runs in here.runs.items():
+                done = [run for run in runs if run.finished and run.summary["workers"] in (1, m)]
+                if not done:
+                    continue
+                name, colour, _ = RULES.get(done[0].kind, (done[0].kind, OTHERS[0], "-"))
+                training(panel, here, cell, error, name)
+                paper = here.study.curves
+                paper = paper[(paper["cell"] == cell) & (paper["split"] == "train")]
+                paper = paper[paper["workers"] == m].sort_values("epoch")
+                style = {"marker": MARKERS.get(done[0].kind, "o"), "markersize": 2.5}
+                style |= {"color": colour, "linewidth": 0.8, "alpha": 0.6}
+                panel.plot(paper["epoch"], 100 * paper["error"], **style)
+            if here.study.level:
+                panel.axhline(here.study.level, color="#888888", linewidth=0.7, linestyle=":")
+            panel.set_title(f"training error {words}, M = {m}", fontsize=10)
+            panel.set_ylim(0, 95)
+            if panel.get_legend_handles_labels()[1]:
+                panel.legend(frameon=False, fontsize=8)
+            plain(panel)
+        axes[1][column].set_xlabel("epochs of effective passes")
+    for row in (0, 1):
+        axes[row][0].set_ylabel("error (%)")
+    figure.supxlabel("thick: ours, mean over seeds, their range shaded; "
+                     "thin with markers: the paper's run, one a cell", fontsize=9)  # fmt: skip
+    return figure
 
 
 def tuning(here: Evidence) -> Figure:
@@ -321,7 +412,7 @@ def tuning(here: Evidence) -> Figure:
         axes.plot(at, means, color=colour, linestyle=dashes, marker=marker, markersize=4,
                   linewidth=1.8, label=label)  # fmt: skip
         for trial in trials:
-            errors = [e for e in trial.errors if not trial.diverged or e != CHANCE]
+            errors = trial.finished
             axes.plot([trial.value] * len(errors), errors, ".", color=colour, alpha=0.45)
             lost += [(trial.value, colour)] * trial.diverged
         chosen = trials[best(trials)]

@@ -1,4 +1,4 @@
-"""What a run measures beside its Steps. It reads what the server reads, and changes no bit of it."""
+"""What a run measures beside its Steps, of what the server receives. It changes no bit of it."""
 
 from __future__ import annotations
 

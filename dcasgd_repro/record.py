@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -38,6 +39,7 @@ from yaml import YAMLError
 
 from dcasgd_repro.config import differences, flat
 from dcasgd_repro.errors import BadInput
+from dcasgd_repro.measures import last_errors
 from dcasgd_repro.schedule import Schedule
 from dcasgd_repro.simulate import Step
 
@@ -96,16 +98,18 @@ def row(steps: Sequence[Step]) -> dict[str, Any]:
     }
 
 
-def totals(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A run's closing numbers, from its rows.
+def totals(rows: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's closing numbers, from its rows and its flat config.
 
     Best, final and last-10 are three different numbers: over all evaluations, at the last one, and
-    the mean of the last ten. The paper's Table 1 is the best.
+    the mean of the last ten after the last drop of the learning rate. The paper's Table 1 is the
+    best.
     """
     test = [row["test_error"] for row in rows if "test_error" in row]
     train = [row["train_error"] for row in rows if "train_error" in row]
     loss = [row["test_loss"] for row in rows if "test_loss" in row]
-    last = rows[-1] if rows else {}
+    last = last_errors(pd.DataFrame(rows), config, "test_error") if test else []
+    end = rows[-1] if rows else {}
     pushes = np.diff([0, *(row["push"] for row in rows)])
 
     def mean(key: str) -> float | None:
@@ -114,11 +118,11 @@ def totals(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "test_error_final": test[-1] if test else None,
         "test_error_best": min(test) if test else None,
-        "test_error_last10": sum(test[-10:]) / len(test[-10:]) if test else None,
+        "test_error_last10": float(np.mean(last)) if len(last) else None,
         "train_error_final": train[-1] if train else None,
         "test_loss_final": loss[-1] if loss else None,
-        "simulated_s": last.get("simulated_s"),
-        "wall_s": last.get("wall_s"),
+        "simulated_s": end.get("simulated_s"),
+        "wall_s": end.get("wall_s"),
         "delay_mean": mean("delay_mean"),
         "delay_max": max((row["delay_max"] for row in rows), default=None),
         "dc_ratio_mean": mean("dc_ratio"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ from yaml import YAMLError
 
 from dcasgd_repro.config import flat
 from dcasgd_repro.errors import BadInput
+from dcasgd_repro.measures import chance, last_errors
 from dcasgd_repro.schedule import Schedule, delay_table
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; a rule keeps its own everywhere.
@@ -36,7 +38,7 @@ OTHERS = ["#CC79A7", "#56B4E9", "#F0E442", "#0072B2", "#D55E00", "#009E73", "#E6
 RESULT = (  # key in summary.json, words, form, unit
     ("test_error_best", "test error, best over epochs, as in the paper's Table 1", "8.2%", ""),
     ("test_error_final", "test error, final", "8.2%", ""),
-    ("test_error_last10", "test error, mean of the last ten evaluations", "8.2%", ""),
+    ("test_error_last10", "test error, mean of the last ten after the last drop", "8.2%", ""),
     ("train_error_final", "train error, final", "8.2%", ""),
     ("test_loss_final", "test loss, final", "8.4g", ""),
     ("delay_mean", "delay, mean", "8.2f", " server updates"),
@@ -57,6 +59,7 @@ class Run:
 
     path: Path
     summary: Mapping[str, Any]
+    until: float | None = None  # the epoch that it is read up to; None: its end
 
     @classmethod
     def read(cls, path: Path) -> Run:
@@ -71,7 +74,17 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        return bool(self.summary["status"] == "finished")
+        """Whether it came to its end, or to the epoch that it is read up to."""
+        status = self.summary["status"]
+        return bool(status == "finished" or (status != "failed" and self._beyond))
+
+    @property
+    def diverged(self) -> bool:
+        return bool(self.summary["status"] == "diverged" and not self._beyond)
+
+    @property
+    def _beyond(self) -> bool:
+        return self.until is not None and self.summary["epochs"] >= self.until - 1e-9
 
     @property
     def evaluated_on(self) -> str:
@@ -118,7 +131,30 @@ class Run:
             raise BadInput("run", self.path, f"no readable metrics.csv there ({error})") from None
         if not {"epoch", "simulated_s", "test_error", "test_loss"} <= set(table.columns):
             raise BadInput("run", self.path, "its metrics.csv is not one of this program's")
-        return table
+        if self.until is None:
+            return table
+        late = self.config["workers"] * self.config["batch"] / self.config["images"]
+        return table[table["epoch"] < self.until + late]
+
+    @property
+    def errors(self) -> dict[str, float]:
+        """Best, final and last-10 test error and final training error, in [0, 1], or none."""
+        test = self.metrics["test_error"].dropna()
+        train = self.metrics["train_error"].dropna()
+        if test.empty:
+            return {}
+        return {
+            "test_error_best": float(test.min()),
+            "test_error_final": float(test.iloc[-1]),
+            "test_error_last10": float(last_errors(self.metrics, self.config, "test_error").mean()),
+            "train_error_final": float(train.iloc[-1]),
+        }
+
+    @property
+    def dc_ratio(self) -> float:
+        """Median of dc_ratio over the rows of evaluations, each the mean over some 50 pushes."""
+        rows = self.metrics.dropna(subset=["test_loss"])
+        return float(rows["dc_ratio"].median()) if "dc_ratio" in rows else math.nan
 
 
 def evaluated_on(runs: Sequence[Run]) -> str:
@@ -233,23 +269,41 @@ def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def tabulate(label: str, runs: Sequence[Run]) -> dict[str, Any]:
-    """One row: mean and standard deviation (n - 1) over finished runs, and how many are not."""
-    done = [run.summary for run in runs if run.finished]
-    diverged = sum(run.summary["status"] == "diverged" for run in runs)
-    line: dict[str, Any] = {"rule": label, "n": len(done), "diverged": diverged}
-    line["not_finished"] = len(runs) - len(done) - diverged
+    """One row: mean and standard deviation (n - 1) over finished runs, and how many are not.
+
+    Where some diverged, the mean over the others flatters: ``..._ranked`` is the mean in which they
+    have the error of guessing. ``dc_ratio`` is a median over runs: one that is about to diverge has
+    any size.
+    """
+    done = [run for run in runs if run.finished]
+    lost = [chance(run) for run in runs if run.diverged]
+    line: dict[str, Any] = {"rule": label, "n": len(done), "diverged": len(lost)}
+    line["not_finished"] = len(runs) - len(done) - len(lost)
+    errors = [run.errors for run in done]
     for key in ERRORS:
-        values = [100 * s[key] for s in done if s[key] is not None]
+        values = [100 * found[key] for found in errors if key in found]
         line[f"{key}_pct_mean"] = np.mean(values) if values else np.nan
         line[f"{key}_pct_std"] = np.std(values, ddof=1) if len(values) > 1 else np.nan
-    for key in ("delay_mean", "dc_ratio_mean", "simulated_s", "wall_s"):
-        line[key] = np.mean([s[key] for s in done]) if done else np.nan
+        line[f"{key}_pct_ranked"] = np.mean(values + lost) if lost else np.nan
+    line["delay_mean"] = np.mean([run.summary["delay_mean"] for run in done]) if done else np.nan
+    line["dc_ratio"] = np.median([run.dc_ratio for run in done]) if done else np.nan
+    for key in ("simulated_s", "wall_s"):
+        last = [run.metrics[key].iloc[-1] for run in done if key in run.metrics]
+        line[key] = np.mean(last) if last else np.nan
     return line
 
 
 def columns_of(on: str, table: pd.DataFrame) -> pd.DataFrame:
     """The table with columns that say whose errors they are."""
     return table.rename(columns=lambda name: re.sub(r"^test_error", f"{on}_error", name))
+
+
+def percent(row: Mapping[str, Any], key: str) -> str:
+    """A row's error in percent, mean ± standard deviation, and what diverged beside it."""
+    mean, std, ranked = (row[f"{key}_pct_{part}"] for part in ("mean", "std", "ranked"))
+    text = "-" if np.isnan(mean) else f"{mean:.2f}"
+    text += "" if np.isnan(std) else f" ± {std:.2f}"
+    return text if np.isnan(ranked) else f"{text} ({ranked:.2f} with {row['diverged']} diverged)"
 
 
 def markdown(table: pd.DataFrame, on: str = "test") -> str:
@@ -262,11 +316,8 @@ def markdown(table: pd.DataFrame, on: str = "test") -> str:
             f"+{row[k]} {k.replace('_', ' ')}" for k in ("diverged", "not_finished") if row[k]
         ]
         cells = [str(row["rule"]), f"{row['n']}" + (f" ({', '.join(others)})" if others else "")]
-        for key in ERRORS:
-            mean, std = row[f"{key}_pct_mean"], row[f"{key}_pct_std"]
-            spread = "" if np.isnan(std) else f" ± {std:.2f}"
-            cells.append("-" if np.isnan(mean) else f"{mean:.2f}{spread}")
-        for key, form in (("delay_mean", ".2f"), ("dc_ratio_mean", ".1e"), ("simulated_s", ".0f")):
+        cells += [percent(row, key) for key in ERRORS]
+        for key, form in (("delay_mean", ".2f"), ("dc_ratio", ".1e"), ("simulated_s", ".0f")):
             cells.append("-" if np.isnan(row[key]) else f"{row[key]:{form}}")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -14,18 +14,14 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from dcasgd_repro import figures, pages, tune
+from dcasgd_repro import figures, tune
 from dcasgd_repro.errors import BadInput
-from dcasgd_repro.evidence import UNITS, Difference, Evidence
-from dcasgd_repro.report import Run, columns_of
+from dcasgd_repro.evidence import Evidence, Found
+from dcasgd_repro.measures import MEASURES
+from dcasgd_repro.report import Run, columns_of, percent
 from dcasgd_repro.study import FOLDER, Study, names, study
+from dcasgd_repro.verdicts import Difference
 
-MEASURED = {
-    "last10": "the last-10 error",
-    "before_drop": "the mean test error over the last fifth of the epochs before a drop of the "
-    "learning rate",
-    "simulated_s": "the simulated seconds",
-}
 HELD_OUT = (
     "**Every error here is on validation images**: the last of the training images, kept out of "
     "training. No test image was looked at."
@@ -96,13 +92,17 @@ def page(here: Evidence, tables: Sequence[str]) -> str:
         "claimed, what the verdicts mean, and what was written when.",
         about_scale(here),
         *([HELD_OUT] if here.on == "validation" else []),
+        *findings(here.study),
         "![figure](figure.png)",
         tables[0],
         "Errors in percent, mean ± standard deviation over seeds; differences in points of the "
         "last-10 error, paired at equal seed, ± half of their 95 % interval; a minus sign means "
         "fewer errors than ASGD (SGD). best, final and last-10: over all evaluations, the last "
-        "one, and the mean of the last ten. The paper's numbers are digitised from its figures, "
-        "but for those of its tables; Table 1 is the best over epochs of one run each.",
+        "one, and the mean of the last ten after the last drop of the learning rate. Of runs that "
+        "diverged, the number in brackets is the mean in which they have the error of guessing, as "
+        "they have it in differences. dc_ratio is a median over runs. The paper's numbers are "
+        "digitised from its figures, but for those of its tables; Table 1 is the best over epochs "
+        "of one run each.",
         *tables[1:],
         *([about_claims(here)] if here.found else []),
         made_with(here.all_runs),
@@ -118,6 +118,12 @@ def about_scale(here: Evidence) -> str:
     if here.study.tune is not None or here.study.tuned_by is not None:
         text = text.replace(" at the paper's learning rate", "")
     return text
+
+
+def findings(chosen: Study) -> list[str]:
+    """What its authors read in a study's results, by hand: its findings.md, where it has one."""
+    path = chosen.folder / "findings.md"
+    return [path.read_text().strip()] if path.exists() else []
 
 
 PRINTED = {  # columns of cells.csv that a paper has printed
@@ -145,8 +151,7 @@ def markdown_cells(here: Evidence) -> str:
         lost = [f"{row[k]} {k.replace('_', ' ')}" for k in ("diverged", "not_finished") if row[k]]
         line = [str(row["cell"]), f"{row['n']}" + (f" (+ {', '.join(lost)})" if lost else "")]
         for name, key in ERRORS.items():
-            mean, std = row[f"{key}_pct_mean"], row[f"{key}_pct_std"]
-            line.append(number(mean, ".2f") + ("" if np.isnan(std) else f" ± {std:.2f}"))
+            line.append(percent(row, key))
             if f"paper_{name}_test_error_pct" in paper:
                 line.append(number(row[f"paper_{name}_test_error_pct"], ".2f"))
         line += [number(row[key], ".2f") for key in printed]
@@ -154,7 +159,7 @@ def markdown_cells(here: Evidence) -> str:
             parts = (row[f"minus_{kind}_mean"], row[f"minus_{kind}_half"], row[f"minus_{kind}_n"])
             fewer = f" (n={parts[2]})" if 0 < parts[2] < row["n"] else ""
             line.append(str(Difference(*parts)) + fewer)
-        line += [number(row["dc_ratio_mean"], ".1e"), number(row["delay_mean"], ".2f")]
+        line += [number(row["dc_ratio"], ".1e"), number(row["delay_mean"], ".2f")]
         line.append(number(row["simulated_s"], ".0f"))
         if "paper_seconds_160_epochs" in paper:
             line.append(number(row["paper_seconds_160_epochs"], ".0f"))
@@ -166,36 +171,58 @@ def markdown_claims(here: Evidence) -> str:
     """The claims and their verdicts."""
     if not here.found:
         return "No claims."
-    unit = UNITS[here.study.measure]
-    head = ["claim", f"difference, {unit}", "n", "paper", "dc_ratio"]
+    unit = MEASURES[here.study.measure].unit
+    families = {f.claim.family for f in here.found}
+    head = ["claim", f"difference, {unit}" if unit else "difference", "n", "paper", "dc_ratio"]
     compared = any(f.claim.than for f in here.found)
     head += ["change of the difference"] if compared else []
+    head += ["family"] if families != {"exploratory"} else []
     lines = ["| " + " | ".join([*head, "verdict here"]) + " |"]
     lines.append("|---|" + "---:|" * (len(head) - 1) + "---|")
     for f in here.found:
         paper = "-" if f.claim.paper is None else f"{f.claim.paper:g}"
-        line = [str(f.claim), str(f.difference), str(f.difference.n), paper]
-        line.append(number(f.dc_ratio, ".1e"))
+        line = [str(f.claim), f.told or str(f.difference)]
+        line += ["" if f.told else str(f.difference.n), paper, number(f.dc_ratio, ".1e")]
         if compared:
             line.append(f"{f.change}{', **moved**' if f.moved else ''}" if f.claim.than else "")
-        line.append(here.study.words.get(f.verdict, f.verdict))
+        if families != {"exploratory"}:
+            line.append(f"{f.claim.family}{holm_p(f)}")
+        word = here.study.words.get(f.verdict, f.verdict)
+        line.append(f"{word}; diverged: {'; '.join(f.lost)}" if f.lost else word)
         lines.append("| " + " | ".join(line) + " |")
     return "\n".join(lines)
 
 
+def holm_p(found: Found) -> str:
+    return "" if np.isnan(found.adjusted) else f", p = {found.adjusted:.2g}"
+
+
 def about_claims(here: Evidence) -> str:
     """What the columns of the claims' table are."""
-    measured = MEASURED[here.study.measure].replace("test error", f"{here.on} error")
+    measured = MEASURES[here.study.measure].words.replace("test error", f"{here.on} error")
     text = (
-        f"difference: of {measured}, the right cell's minus the left one's, "
-        "paired at equal seed, ± half of its 95 % interval; above 0 is as claimed. dc_ratio: the "
-        "left cell's."
+        f"difference: of {measured}, the right cell's minus the left "
+        "one's, paired at equal seed, ± half of its 95 % interval; above 0 is as claimed. "
+        "dc_ratio: the left cell's, a median. A run that diverged has the error of guessing."
     )
+    others = {f.measure.name: f.measure.words for f in here.found}
+    others.pop(here.study.measure, None)
+    text += "".join(f" in {name}: {words}." for name, words in others.items())
     if any(f.claim.than for f in here.found):
         text += " The change is that difference minus the one of the claim it is compared with."
-    if any(f.claim.higher is None for f in here.found):
+    if any(f.claim.kind == "cell" for f in here.found):
         text += ' "within" a number of the paper: ours minus that.'
-    return f"{text} {len(here.found)} claims in all."
+    if any(f.claim.kind == "equal" for f in here.found):
+        text += ' "=": equal within that by two one-sided tests at 5 %.'
+    primary = sum(f.claim.primary for f in here.found)
+    text += f" {len(here.found)} claims in all; "
+    if primary:
+        text += f"{primary} primary, their p-values adjusted by Holm; the rest exploratory."
+    else:
+        text += "none was declared primary before the runs, so all are exploratory."
+    if any(f.claim.post_hoc for f in here.found):
+        text += " Post hoc: written after the runs had been seen, to tell what they hold."
+    return text
 
 
 def made_with(runs: Sequence[Run]) -> str:
@@ -231,9 +258,7 @@ def overview(results: Path) -> None:
         overview_table(results),
     ]
     if (results / "bench").exists():
-        lines.append(
-            "What simulating costs, measured: `bench/`, shown in the [README](../README.md)."
-        )
+        lines.append("What simulating costs, measured: [bench](bench/README.md).")
     results.mkdir(parents=True, exist_ok=True)
     (results / "README.md").write_text("\n\n".join(lines) + "\n")
 
@@ -263,15 +288,3 @@ def _row(here: Evidence) -> str:
     made = made_with(here.all_runs).partition("; ")[2]
     runs = f"{len(here.all_runs)} (n = {n})"
     return f"| {link} | {here.scale} | {here.counts()} | {runs} | {made} |"
-
-
-MARK = "results"
-
-
-def into(readme: Path, results: Path) -> None:
-    """Puts Table 1's cells at every scale between the page's marks."""
-    chosen, parts = study("table1_cifar10"), []
-    for scale in scales_of(chosen, results):
-        here = Evidence(chosen, scale, results)
-        parts += [f"**scale={scale}**: {here.counts()}.", markdown_cells(here)]
-    pages.into(readme, MARK, "\n\n".join(parts))

@@ -25,6 +25,7 @@ from omegaconf import DictConfig
 
 from dcasgd_repro.config import APART, flat
 from dcasgd_repro.errors import BadInput, check_number, check_whole
+from dcasgd_repro.measures import MEASURES
 
 FOLDER = Path(__file__).parents[1] / "experiments"
 if not FOLDER.exists():  # installed from a wheel, which does not hold it: a checkout's, from there
@@ -40,7 +41,7 @@ KEYS = {
     "first_seed": "its seeds are this one and those after it; 0 unless told",
     "claims": "a list, see Claim",
     "figure": "how it is drawn, see figures.py",
-    "measure": "what claims are about, see evidence.MEASURES; last10 unless told",
+    "measure": "what claims are about, see measures.py; last10 unless told",
     "epochs": "the epochs that train_error and batch_error are the mean of",
     "level": "the training error, in percent, that epochs_to asks for",
     "stop_epoch": "where its runs stop; they may go on later, and count here as far as this",
@@ -52,9 +53,17 @@ KEYS = {
     "words": "what to print in place of a verdict",
 }
 
-FIGURES = ("table", "epochs", "seconds", "lambda", "workers", "readings", "prefix", "lr")
-MEASURES = ("last10", "before_drop", "simulated_s", "train_error", "batch_error", "epochs_to")
-MEASURES += ("batch_epochs_to",)
+FIGURES = (
+    "table",
+    "epochs",
+    "seconds",
+    "lambda",
+    "workers",
+    "readings",
+    "prefix",
+    "settings",
+    "lr",
+)
 OURS = ("seed", "seeds", "scale", "run_dir", "resume", "exp", "stop_epoch")  # not for a cell to say
 
 
@@ -112,6 +121,9 @@ class Claim:
     ``paper``    the paper's own difference (its value, with ``cell``); None: it has no number
     ``measure``  of this claim, where it is not the study's
     ``than``     the ``lower`` of the claim whose difference this one's is compared with
+    ``primary``  whether it is one of the study's primary claims, which are judged as one family
+                 (Holm); all others are exploratory
+    ``post_hoc`` whether it was written after its runs had been seen
     """
 
     kind: str  # lower, equal, cell, curve or order
@@ -121,6 +133,14 @@ class Claim:
     within: float | None = None
     than: str | None = None
     measure: str | None = None
+    primary: bool = False
+    post_hoc: bool = False
+
+    @property
+    def family(self) -> str:
+        if self.post_hoc:
+            return "post hoc"
+        return "primary" if self.primary else "exploratory"
 
     @property
     def lower(self) -> str:
@@ -290,7 +310,7 @@ def _read(folder: Path, content: Any) -> Study:
     if ("cells" in content) == ("runs_of" in content):
         raise BadInput("study", grid, "give cells, or runs_of: another study")
     points = list(_points(content.get("for") or {}))
-    for key, known in (("figure", FIGURES), ("measure", MEASURES)):
+    for key, known in (("figure", FIGURES), ("measure", list(MEASURES))):
         if content.get(key, known[0]) not in known:
             told = f"{key}={content[key]}: choose {', '.join(known)}"
             raise BadInput("study", grid, told)
@@ -431,17 +451,19 @@ def _claim(line: Mapping[str, Any], point: Mapping[str, Any]) -> Claim:
     if len(kinds) != 1:
         raise ValueError(f"a claim has one of the keys {', '.join(CLAIMS)}")
     [kind] = kinds
-    if odd := line.keys() - {*CLAIMS[kind], "paper", "measure"}:
+    if odd := line.keys() - {*CLAIMS[kind], "paper", "measure", "primary", "post_hoc"}:
         raise ValueError(f"a claim with {', '.join(sorted(odd))}")
     cells = line[kind] if isinstance(line[kind], list) else [line[kind]]
     cells = [str(cell).format(**point) for cell in cells]
     if kind == "lower":
         cells.append(str(line["higher"]).format(**point))
-    if len(cells) < 2 and kind in ("equal", "order") or kind == "equal" and len(cells) > 2:
+    if (len(cells) < 2 and kind in ("equal", "order")) or (kind == "equal" and len(cells) > 2):
         raise ValueError(f"{kind}: give a list of cells, two where it is equal")
     paper = line.get("paper")
     if kind == "cell" and paper is None:
         raise ValueError("cell: give paper, the number it should be near")
+    if line.get("primary") and line.get("post_hoc"):
+        raise ValueError("a claim is primary or post_hoc, not both")
     return Claim(
         kind=kind,
         cells=tuple(cells),
@@ -450,6 +472,8 @@ def _claim(line: Mapping[str, Any], point: Mapping[str, Any]) -> Claim:
         within=float(line["within"]) if "within" in CLAIMS[kind] else None,
         than=line["than"].format(**point) if "than" in line else None,
         measure=line.get("measure"),
+        primary=bool(line.get("primary", False)),
+        post_hoc=bool(line.get("post_hoc", False)),
     )
 
 

@@ -11,7 +11,6 @@ import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import yaml
@@ -20,10 +19,11 @@ from hydra import compose, initialize_config_module
 from dcasgd_repro.config import build, flat
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.evidence import Evidence
+from dcasgd_repro.measures import MEASURES, chance
+from dcasgd_repro.report import Run
 from dcasgd_repro.reproduce import Job, jobs_of
 from dcasgd_repro.study import Study
 
-CHANCE = 90.0  # percent, of ten classes: what a run that diverged counts as
 ROUNDS = 8  # the grid, and so many less one extensions of it at most
 
 Grid = Mapping[str, Sequence[float]]  # cell: its values, ascending
@@ -31,22 +31,23 @@ Grid = Mapping[str, Sequence[float]]  # cell: its values, ascending
 
 @dataclass(frozen=True)
 class Trial:
-    """A value, and the validation errors of its runs in percent, seed by seed."""
+    """A value, and the validation errors of its runs in percent."""
 
     value: float
     errors: tuple[float, ...]
-    diverged: int = 0  # how many of the errors are CHANCE for that
+    diverged: int = 0  # how many of the errors, the last ones, are that of guessing
 
     @classmethod
-    def of(cls, value: float, summaries: Sequence[Mapping[str, Any]]) -> Trial:
-        """From summary.json of its runs; those that neither finished nor diverged are left out."""
-        done = [s for s in summaries if s["status"] in ("finished", "diverged")]
-        lost = [s["status"] == "diverged" for s in done]
-        errors = [
-            CHANCE if gone else 100 * s["test_error_last10"]
-            for s, gone in zip(done, lost, strict=True)
-        ]
-        return cls(value, tuple(errors), sum(lost))
+    def of(cls, value: float, chosen: Study, runs: Sequence[Run]) -> Trial:
+        """The last-10 error of its runs; those that neither finished nor diverged are left out."""
+        done = [MEASURES["last10"].read(run, chosen) for run in runs if run.finished]
+        lost = [chance(run) for run in runs if run.diverged]
+        return cls(value, (*done, *lost), len(lost))
+
+    @property
+    def finished(self) -> tuple[float, ...]:
+        """The errors of the runs that came to their end."""
+        return self.errors[: len(self.errors) - self.diverged]
 
     @property
     def mean(self) -> float:
@@ -55,6 +56,9 @@ class Trial:
     @property
     def sd(self) -> float:
         return float(np.std(self.errors, ddof=1)) if len(self.errors) > 1 else np.nan
+
+
+Found = Mapping[str, Sequence[Trial]]  # the trials of each cell
 
 
 def best(trials: Sequence[Trial]) -> int:
@@ -67,7 +71,7 @@ def inside(trials: Sequence[Trial]) -> bool:
     return 0 < best(trials) < len(trials) - 1
 
 
-def extended(found: Mapping[str, Sequence[Trial]], factor: float) -> dict[str, tuple[float, ...]]:
+def extended(found: Found, factor: float) -> dict[str, tuple[float, ...]]:
     """Every grid with one value more; see the module for the side."""
     grid = {}
     for cell, trials in found.items():
@@ -84,10 +88,10 @@ def _short(value: float) -> float:
     return float(f"{value:g}")  # as it is written in a cell's name and on the command line
 
 
-def trials(grid: Grid, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, list[Trial]]:
-    """The trials of each cell; ``runs``: the summaries of the runs of the cell cell-value."""
+def trials(chosen: Study, grid: Grid, runs: Mapping[str, Sequence[Run]]) -> Found:
+    """The trials of each cell; ``runs``: those of each trial, by its name, cell-value."""
     return {
-        cell: [Trial.of(value, runs.get(f"{cell}-{value:g}", ())) for value in values]
+        cell: [Trial.of(value, chosen, runs.get(f"{cell}-{value:g}", ())) for value in values]
         for cell, values in grid.items()
     }
 
@@ -114,7 +118,7 @@ def rounds(
         yield grid, jobs
         if not all(job.ended for job in jobs):
             return
-        found = of_jobs(grid, jobs)
+        found = of_jobs(chosen, grid, jobs)
         if all(inside(of_cell) for of_cell in found.values()):
             return
         grid = extended(found, chosen.tune.factor)
@@ -123,18 +127,17 @@ def rounds(
     raise BadInput("tune.values", chosen.name, remedy + "grid; begin with other values")
 
 
-def of_jobs(grid: Grid, jobs: Sequence[Job]) -> dict[str, list[Trial]]:
+def of_jobs(chosen: Study, grid: Grid, jobs: Sequence[Job]) -> Found:
     """The trials of each cell, from its runs."""
-    runs: dict[str, list[Mapping[str, Any]]] = {}
+    runs: dict[str, list[Run]] = {}
     for job in jobs:
-        runs.setdefault(job.cell.name, []).append(job.summary)
-    return trials(grid, runs)
+        runs.setdefault(job.cell.name, []).append(Run.read(job.path))
+    return trials(chosen, grid, runs)
 
 
-def of_kept(here: Evidence) -> dict[str, list[Trial]]:
+def of_kept(here: Evidence) -> Found:
     """The trials of each cell, from the kept runs."""
-    runs = {name: [run.summary for run in runs] for name, runs in here.runs.items()}
-    return trials(here.study.grid(here.scale), runs)
+    return trials(here.study, here.study.grid(here.scale), here.runs)
 
 
 def check(chosen: Study, scale: str) -> None:
@@ -156,7 +159,7 @@ def check(chosen: Study, scale: str) -> None:
 def write(chosen: Study, scale: str, grid: Grid, jobs: Sequence[Job]) -> str:
     """Writes the choice to the study's tuned.yaml; returns what to print."""
     assert chosen.tune is not None
-    found, cells = of_jobs(grid, jobs), {}
+    found, cells = of_jobs(chosen, grid, jobs), {}
     for cell, of_cell in found.items():
         one = of_cell[best(of_cell)]
         cells[cell] = {
@@ -193,7 +196,7 @@ def commits(jobs: Sequence[Job]) -> list[str]:
     return sorted({str(origin.get("git_commit") or "unknown")[:7] for origin in origins})
 
 
-def markdown(key: str, found: Mapping[str, Sequence[Trial]]) -> str:
+def markdown(key: str, found: Found) -> str:
     """Each cell's best value and its mean validation error, beside every value that was tried."""
     lines = [
         f"| cell | best {key} | validation error, last-10 % | n | trials | all that were tried |"

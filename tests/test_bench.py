@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from dcasgd_repro import bench, cli, pages
-from dcasgd_repro.bench import Row
+from dcasgd_repro import cli
+from dcasgd_repro.bench import page, parts, timing
+from dcasgd_repro.bench.timing import Row
 from dcasgd_repro.errors import BadInput
 
 ROOT = Path(__file__).parents[1]
@@ -23,14 +24,14 @@ ROOT = Path(__file__).parents[1]
 )
 def test_interval_of_a_median(n: int, low: int | None, high: int | None) -> None:
     values = np.random.default_rng(0).permutation(np.arange(1, n + 1))
-    assert bench.interval(values) == (low, high)
+    assert timing.interval(values) == (low, high)
 
 
 def test_works_are_timed_in_turns_after_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, calls = [0.0], []
-    monkeypatch.setattr(bench.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
 
-    def work(name: str, seconds: float) -> bench.Timed:
+    def work(name: str, seconds: float) -> timing.Timed:
         def run() -> None:
             calls.append(name)
             clock[0] += seconds
@@ -38,7 +39,7 @@ def test_works_are_timed_in_turns_after_the_first(monkeypatch: pytest.MonkeyPatc
         return run
 
     works = {"a": work("a", 2.0), "b": work("b", 3.0), "c": work("c", 1.0)}
-    first, second, third = bench.compared(works, 4, torch.device("cpu"), {"b": "ratio <= 1.4"})
+    first, second, third = timing.compared(works, 4, torch.device("cpu"), {"b": "ratio <= 1.4"})
     assert calls == list("abc") + list("abac") * 4
     assert (first.what, first.median, first.n, first.ratio) == ("a", 2000.0, 8, None)
     assert (second.median, second.ratio, second.over) == (3000.0, 1.5, "a")
@@ -64,7 +65,7 @@ def test_verdicts(
     ratio: float | None, low: float | None, high: float | None, bound: str, said: str
 ) -> None:
     row = Row("x", "ms", 5.0, ratio=ratio, ratio_low=low, ratio_high=high, bound=bound)
-    assert bench.verdict(row) == said
+    assert page.verdict(row) == said
 
 
 def test_a_part_is_kept_beside_those_measured_before(
@@ -74,12 +75,9 @@ def test_a_part_is_kept_beside_those_measured_before(
         """One thing."""
         yield Row("thing", "ms", 1.5, 1.0, 2.0, 3, bound="value <= 2")
 
-    monkeypatch.setattr(bench, "PARTS", {"memory": one, "update": one})
-    page = tmp_path / "README.md"
-    begin, end = pages.marks("performance")
-    page.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
+    monkeypatch.setattr(page, "PARTS", {"memory": one, "update": one})
     for part in ("memory", "update"):
-        assert cli.bench([part, "--out", str(tmp_path), "--readme", str(page)]) == 0
+        assert cli.bench([part, "--out", str(tmp_path)]) == 0
     (file,) = tmp_path.glob("*.json")
     content = json.loads(file.read_text())
     assert list(content) == ["memory", "update"]
@@ -87,39 +85,17 @@ def test_a_part_is_kept_beside_those_measured_before(
     assert content["update"]["provenance"]["argv"][:3] == ["dcasgd-repro", "bench", "update"]
     line = "| thing | 1.5 ms [1, 2] | 3 |  |  | value <= 2: met |"
     assert line in capsys.readouterr().out
-    text = page.read_text()
-    assert text.startswith("before\n")
-    assert text.endswith("after\n")
+    text = (tmp_path / "README.md").read_text()
+    assert text == f"{page.HEAD}\n{page.performance(tmp_path)}\n"
     assert text.count(line) == 2
-    assert "old" not in text
-    assert (
-        text
-        == text.partition(begin)[0]
-        + begin
-        + "\n"
-        + bench.performance(tmp_path)
-        + "\n"
-        + end
-        + text.partition(end)[2]
-    )
 
 
-def test_a_page_without_marks_and_an_empty_folder_are_refused(tmp_path: Path) -> None:
-    page = tmp_path / "README.md"
-    page.write_text("nothing here\n")
-    with pytest.raises(BadInput, match=r"^readme=.*: it has no line <!-- performance"):
-        pages.into(page, "performance", "text")
-    assert page.read_text() == "nothing here\n"
+def test_an_empty_folder_and_a_damaged_file_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"^bench=.*: no measurement there"):
-        bench.performance(tmp_path)
-
-
-def test_a_damaged_file_and_a_missing_page_are_refused_before_measuring(tmp_path: Path) -> None:
+        page.performance(tmp_path)
     (tmp_path / "cpu-2020-01-01.json").write_text('{"memory": {"rows": [{"odd": 1}]}}')
     with pytest.raises(BadInput, match=r"^bench=.*json: no file of this program's"):
-        bench.performance(tmp_path)
-    with pytest.raises(BadInput, match=r"^readme=.*nope.md: not readable"):
-        cli.bench(["memory", "--out", str(tmp_path), "--readme", str(tmp_path / "nope.md")])
+        page.performance(tmp_path)
 
 
 def test_an_interrupted_bench_says_what_is_kept(
@@ -133,25 +109,25 @@ def test_an_interrupted_bench_says_what_is_kept(
         raise KeyboardInterrupt
         yield
 
-    monkeypatch.setattr(bench, "PARTS", {"memory": one, "update": stopped})
+    monkeypatch.setattr(page, "PARTS", {"memory": one, "update": stopped})
     assert cli.bench(["memory", "update", "--out", str(tmp_path)]) == 130
     assert f"the parts that were done are kept in {tmp_path}" in capsys.readouterr().err
     (file,) = tmp_path.glob("*.json")
     assert list(json.loads(file.read_text())) == ["memory"]
 
 
-def test_the_readmes_performance_is_that_of_the_files() -> None:
-    begin, end = pages.marks("performance")
-    text = (ROOT / "README.md").read_text().partition(begin)[2].partition(end)[0]
-    assert text.strip() == bench.performance(ROOT / "results" / "bench")
+def test_the_committed_page_is_that_of_the_files() -> None:
+    folder = ROOT / "results" / "bench"
+    expected = f"{page.HEAD}\n{page.performance(folder)}\n"
+    assert (folder / "README.md").read_text() == expected
 
 
 def test_the_networks_steps_run() -> None:
     """Each loop that is timed takes its steps, into a second epoch and over a row of metrics."""
-    network = bench.Network("tiny", 8, 2, 4)
+    network = parts.Network("tiny", 8, 2, 4)
     task = network.task(torch.device("cpu"), 8)
-    pushes = partial(bench.pushes, engine=bench.simulate)
-    for make in (bench.plain_loop, bench.repointed, bench.functional, pushes):
-        bench.bundle(make(task), 60)()
-    peers = bench.peers_loop(network, torch.device("cpu"))
+    pushes = partial(parts.pushes, engine=parts.simulate)
+    for make in (parts.plain_loop, parts.repointed, parts.functional, pushes):
+        parts.bundle(make(task), 60)()
+    peers = parts.peers_loop(network, torch.device("cpu"))
     peers()

@@ -54,7 +54,8 @@ def test_every_experiment_runs_three_pushes(name: str, tmp_path: Path) -> None:
 
 
 def test_tensorboard_holds_the_rows_and_the_hparams_in_one_run(tmp_path: Path) -> None:
-    cfg = composed("+exp=cifar_dc", "task=synthetic", f"run_dir={tmp_path / 'run'}", "epochs=1")
+    cfg = composed("+exp=cifar_dc", "task=synthetic", f"run_dir={tmp_path / 'run'}", "epochs=1",
+                   "probe.batch_error_every=9")  # fmt: skip
     run = experiment.run(cfg, say=lambda line: None)
     board = run / "tensorboard"
     assert [p.is_file() for p in board.iterdir()] == [True]  # no sub-run

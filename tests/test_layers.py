@@ -11,9 +11,9 @@ PACKAGE = Path(__file__).parents[1] / "dcasgd_repro"
 FLOORS = [
     {"errors", "__init__"},
     {"models", "data"},
-    {"schedule", "rules", "lr", "faults", "device", "pages", "launchers"},
-    {"simulate", "tasks", "optim", "config", "recorded"},
-    {"fast", "record", "checkpoint", "study"},
+    {"schedule", "rules", "lr", "faults", "device", "launchers"},
+    {"simulate", "tasks", "optim", "config", "measures", "verdicts"},
+    {"fast", "record", "checkpoint", "study", "probe"},
     {"experiment", "report", "bench"},
     {"evidence", "reproduce"},
     {"tune"},
@@ -55,7 +55,7 @@ def test_imports_go_down(path: Path) -> None:
     [
         "cli",
         "schedule",
-        "recorded",
+        "schedule.delays",
         "report",
         "config",
         "data.fetch",

@@ -88,18 +88,21 @@ def test_best_final_and_last_ten_are_three_numbers() -> None:
     errors = [0.5, 0.1, 0.9, *[0.4] * 8, 0.2, 0.3]
     rows = [
         {"push": 2 * k + 2, "delay_mean": k, "delay_max": 9 - k, "dc_ratio": k, "simulated_s": k,
-         "wall_s": k, "test_error": e, "test_loss": e, "train_error": e / 2}
+         "wall_s": k, "epoch": k + 1, "test_error": e, "test_loss": e, "train_error": e / 2}
         for k, e in enumerate(errors)
     ]  # fmt: skip
     rows[0]["push"] = 1  # intervals of 1, 3, 2, 2, ...
-    found = record.totals(rows)
+    config = {"batch": 1, "images": 1, "lr.milestones": [1, 2]}  # epochs 4 to 13 come after
+    found = record.totals(rows, config)
     assert found["test_error_best"] == 0.1
     assert found["test_error_final"] == 0.3
     assert found["test_error_last10"] == pytest.approx((0.4 * 8 + 0.2 + 0.3) / 10)
     assert found["train_error_final"] == 0.15
     assert found["delay_max"] == 9
     assert found["dc_ratio_mean"] == pytest.approx((3 + 2 * sum(range(2, 13))) / 26)
-    assert record.totals([])["test_error_best"] is None
+    assert record.totals([], config)["test_error_best"] is None
+    late = record.totals(rows, config | {"lr.milestones": [2, 11, 99]})  # epochs 12 and 13
+    assert late["test_error_last10"] == pytest.approx((0.2 + 0.3) / 2)
 
 
 def test_a_row_keeps_its_columns_apart() -> None:

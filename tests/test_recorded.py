@@ -10,8 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dcasgd_repro.errors import BadInput
-from dcasgd_repro.recorded import FromDelays
-from dcasgd_repro.schedule import PUSH, Exponential, Gamma, Generated, Schedule
+from dcasgd_repro.schedule import PUSH, Exponential, FromDelays, Gamma, Generated, Schedule
 
 calm = settings(
     max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from dcasgd_repro import cli, experiment, figures, launchers, report, reproduce,
 from dcasgd_repro.config import config_hash, flat, length_of
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.evidence import Evidence
+from dcasgd_repro.measures import MEASURES
 from dcasgd_repro.reproduce import jobs_of
 from dcasgd_repro.study import identity, study
 from dcasgd_repro.tune import Trial, best, extended, inside
@@ -114,7 +116,9 @@ def test_a_run_says_what_its_errors_are_of(tmp_path: Path) -> None:
     table = report.comparison([paths["validation"]], tmp_path / "out")
     assert "validation error, best %" in table
     assert "test error" not in table
-    assert (tmp_path / "out/table.csv").read_text().count("validation_error") == 6
+    head = (tmp_path / "out/table.csv").read_text().splitlines()[0]
+    assert "validation_error_last10_pct_mean" in head
+    assert "test_error" not in head
     with pytest.raises(
         BadInput, match=r"validation: evaluated on validation images, but .*/test o"
     ):
@@ -137,13 +141,20 @@ def trial_list(*means: float) -> list[Trial]:
 
 
 def test_a_trial_is_the_mean_of_its_seeds_and_a_divergence_is_chance() -> None:
-    runs = [{"status": "finished", "test_error_last10": x} for x in (0.2, 0.4)]
-    runs += [{"status": "diverged", "test_error_last10": None}, {"status": "failed"}]
-    trial = Trial.of(0.5, runs)
-    assert trial.errors == (20.0, 40.0, 90.0)
-    assert (trial.mean, trial.diverged) == (50.0, 1)
-    assert trial.sd == pytest.approx(np.std([20, 40, 90], ddof=1))
-    assert Trial.of(0.5, []).mean == np.inf
+    chosen = study("lr_cifar10")
+    kept = [
+        report.Run.read(ROOT / f"results/table1_cifar10/laptop/runs/sgd-seed{k}") for k in (0, 1)
+    ]
+    errors = [MEASURES["last10"].read(run, chosen) for run in kept]
+    ends = [
+        replace(kept[0], summary={**kept[0].summary, "status": s}) for s in ("diverged", "failed")
+    ]
+    trial = Trial.of(0.5, chosen, [*ends, *kept])
+    assert trial.errors == (*errors, 90.0)
+    assert (trial.mean, trial.diverged) == (pytest.approx(np.mean([*errors, 90])), 1)
+    assert trial.sd == pytest.approx(np.std([*errors, 90], ddof=1))
+    assert trial.finished == tuple(errors)
+    assert Trial.of(0.5, chosen, []).mean == np.inf
 
 
 def test_every_grid_is_extended_by_one_value_on_the_side_of_its_better_end() -> None:
@@ -197,11 +208,11 @@ class Fabricated:
         origin = {"git_commit": "abcdef0123", "git_dirty": False, "versions": {"torch": "2"}}
         origin |= {"device_name": "a CPU", "threads": 1}
         (path / "provenance.json").write_text(json.dumps(origin))
-        rows = "push,epoch,simulated_s,test_error,test_loss,train_error\n2,1,9,0.2,1,0.1\n"
-        (path / "metrics.csv").write_text(rows)
+        error = 0.1 + 0.05 * abs(np.log2(rate / BEST[workers])) + 0.01 * (seed % 2)
+        rows = "push,epoch,simulated_s,test_error,test_loss,train_error\n"
+        (path / "metrics.csv").write_text(f"{rows}1,1,5,0.9,1,0.9\n2,2,9,{error},1,0.1\n")
         if workers in self.lost:
             return self
-        error = 0.1 + 0.05 * abs(np.log2(rate / BEST[workers])) + 0.01 * (seed % 2)
         ends = ("best", "final", "last10")
         summary = {"status": "finished", **{f"test_error_{end}": error for end in ends}}
         if rate > self.too_high:

@@ -1,4 +1,4 @@
-"""What a simulated worker costs: paired timings on this device, kept with where they were made.
+"""What a simulated worker costs: the parts of the bench.
 
 A part is a function from a device to rows. Timings of one comparison are taken in turns, A B A B,
 in one process, and compared pair by pair: a machine that is busy for a minute slows both. Whatever
@@ -8,16 +8,14 @@ a process cannot undo (its peak memory, its allocator) is measured in a process 
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import multiprocessing
-import os
 import re
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +27,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from dcasgd_repro import record
+from dcasgd_repro.bench.timing import Part, Row, Timed, compared, row, timings
 from dcasgd_repro.data.images import CIFAR10_MEAN, CIFAR10_STD, Batch, Synthetic, generate
 from dcasgd_repro.device import keep_freed_memory, return_freed_memory
-from dcasgd_repro.errors import BadInput
 from dcasgd_repro.fast.fused import fuse
 from dcasgd_repro.fast.graphs import CUDA, Captured, Graphs
 from dcasgd_repro.fast.threads import Threads
@@ -61,99 +59,6 @@ class Network:
 PAPER = Network("ResNet-20, batch 128", 20, 16, 128)
 LAPTOP = Network("ResNet-8 width 8, batch 32", 8, 8, 32)
 LR = 0.01
-
-
-@dataclass(frozen=True)
-class Row:
-    """One measurement: the median of n, its quartiles, and a ratio paired with another row."""
-
-    what: str
-    unit: str
-    median: float
-    low: float | None = None  # quartiles
-    high: float | None = None
-    n: int = 1
-    ratio: float | None = None  # median over pairs
-    ratio_low: float | None = None  # 95 % interval of that median
-    ratio_high: float | None = None
-    over: str | None = None  # what the ratio is to
-    bound: str | None = None  # "ratio <= 1.01"
-
-
-Timed = Callable[[], Any]
-Part = Callable[[torch.device], Iterator[Row]]
-
-
-def timings(works: Mapping[str, Timed], rounds: int, device: torch.device) -> dict[str, np.ndarray]:
-    """Seconds of each work in each round; the first work comes before every other, A B A C A D.
-
-    The first work's are given per partner, under (name of the partner, "before"), as
-    ``"<partner> before"``.
-    """
-    first, *others = works
-    taken: dict[str, list[float]] = {name: [] for name in others}
-    taken |= {f"{name} before": [] for name in others}
-
-    def once(work: Timed) -> float:
-        began = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - began
-
-    for work in works.values():  # warm
-        once(work)
-    for _ in tqdm(range(rounds), desc=first[:40], unit="round", leave=False):
-        for name in others:
-            taken[f"{name} before"].append(once(works[first]))
-            taken[name].append(once(works[name]))
-    return {name: np.array(values) for name, values in taken.items()}
-
-
-def compared(
-    works: Mapping[str, Timed],
-    rounds: int,
-    device: torch.device,
-    bounds: Mapping[str, str],
-) -> Iterator[Row]:
-    """Rows of ``works`` in milliseconds, each with its ratio to the first, pair by pair."""
-    first, *others = works
-    taken = timings(works, rounds, device)
-    yield row(first, "ms", 1000 * np.concatenate([taken[f"{name} before"] for name in others]))
-    for name in others:
-        pairs = taken[name] / taken[f"{name} before"]
-        yield row(name, "ms", 1000 * taken[name], pairs, first, bounds.get(name))
-
-
-def row(
-    what: str,
-    unit: str,
-    values: Sequence[float] | np.ndarray,
-    ratios: Sequence[float] | np.ndarray | None = None,
-    over: str | None = None,
-    bound: str | None = None,
-) -> Row:
-    """The Row of repeated measurements."""
-    low, median, high = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
-    quartiles = (low, high) if len(values) > 1 else (None, None)
-    if ratios is None:
-        return Row(what, unit, median, *quartiles, len(values), bound=bound)
-    ratio = statistics.median(ratios)
-    return Row(what, unit, median, *quartiles, len(values), ratio, *interval(ratios), over, bound)
-
-
-def interval(values: Sequence[float] | np.ndarray) -> tuple[float | None, float | None]:
-    """A 95 % interval of the median, from the order of the values alone (binomial).
-
-    Fewer than six values have none: even their whole range is less sure.
-    """
-    ordered, n = sorted(values), len(values)
-    if n < 6:
-        return None, None
-    tail, k = 0.0, 0
-    while k < n // 2 and (tail := tail + math.comb(n, k) / 2**n) <= 0.025:
-        k += 1
-    return float(ordered[k - 1]), float(ordered[n - k])
 
 
 def simulate_part(device: torch.device) -> Iterator[Row]:
@@ -640,103 +545,3 @@ PARTS: dict[str, Part] = {
     "update": update_part,
     "waves": waves_part,
 }
-
-
-def run(parts: Sequence[str], device: torch.device, out: Path, argv: Sequence[str]) -> Path:
-    """Measures the parts and prints their tables; returns the file that holds them.
-
-    ``<device>-<date>.json``; parts measured earlier on the same day stay in it.
-    """
-    where = record.environment(device)
-    slug = re.sub(r"[^a-z0-9]+", "-", f"{where['device']} {where['device_name']}".lower()).strip(
-        "-"
-    )
-    cores = f"-{where['cores']}-cores" if device.type == "cpu" else ""
-    file = out / f"{slug}{cores}-{time.strftime('%Y-%m-%d')}.json"
-    out.mkdir(parents=True, exist_ok=True)
-    content = read(file) if file.exists() else {}
-    for name in parts:
-        began = time.perf_counter()
-        rows = list(PARTS[name](device))
-        content[name] = {
-            "rows": [asdict(one) for one in rows],
-            "seconds": round(time.perf_counter() - began, 1),
-            "provenance": {"argv": list(argv), "load": os.getloadavg()[2], **where},
-        }
-        print(
-            f"\n{name}: {(PARTS[name].__doc__ or '').splitlines()[0]}\n{markdown(rows)}", flush=True
-        )
-        record.write_json(file, content)
-    return file
-
-
-def read(file: Path) -> dict[str, Any]:
-    """A file of measurements. Raises BadInput."""
-    try:
-        content: dict[str, Any] = json.loads(file.read_text())
-        for found in content.values():
-            _ = [Row(**values) for values in found["rows"]], found["provenance"]["git_commit"]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise BadInput(
-            "bench", file, f"no file of this program's ({error}); move it away"
-        ) from None
-    return content
-
-
-def markdown(rows: Sequence[Row]) -> str:
-    """Rows as a Markdown table."""
-    lines = [
-        "| what | median [quartiles] | n | ratio [95 %] | to | bound |",
-        "|---|---:|---:|---:|---|---|",
-    ]
-    for one in rows:
-        spread = "" if one.low is None or one.high is None else f" [{one.low:.4g}, {one.high:.4g}]"
-        ratio = ""
-        if one.ratio is not None:
-            ratio = f"{one.ratio:.3f}"
-            if one.ratio_low is not None:
-                ratio += f" [{one.ratio_low:.3f}, {one.ratio_high:.3f}]"
-        bound = f"{one.bound}: {verdict(one)}" if one.bound else ""
-        value = f"{one.median:.4g} {one.unit}{spread}"
-        lines.append(f"| {one.what} | {value} | {one.n} | {ratio} | {one.over or ''} | {bound} |")
-    return "\n".join(lines)
-
-
-def verdict(one: Row) -> str:
-    """met or NOT met; "within noise" where the ratio's interval has the bound inside."""
-    kind, sign, limit = (one.bound or "").split()
-    value = one.median if kind == "value" or one.ratio is None else one.ratio
-    keeps = value <= float(limit) if sign == "<=" else value >= float(limit)
-    low, high = one.ratio_low, one.ratio_high
-    noisy = kind == "ratio" and low is not None and high is not None and low < float(limit) < high
-    return ("met" if keeps else "NOT met") + ", within noise" * noisy
-
-
-def performance(folder: Path) -> str:
-    """The newest measurement of each part on each device, as the README shows it."""
-    newest: dict[tuple[str, str], Mapping[str, Any]] = {}
-    for file in sorted(folder.glob("*.json"), key=lambda f: f.stem[-10:]):
-        content = read(file)
-        newest |= {(file.stem[:-11], part): found for part, found in content.items()}
-    if not newest:
-        raise BadInput("bench", folder, "no measurement there; run dcasgd-repro bench all")
-    sections = []
-    for device in dict.fromkeys(device for device, _ in newest):
-        found = {part: content for (of, part), content in newest.items() if of == device}
-        one = next(iter(found.values()))["provenance"]
-        name = (
-            f"{one['device_name']}, {one['cores']} cores"
-            if one["device"] == "cpu"
-            else one["device_name"]
-        )
-        lines = [f"**{name}** (torch {one['versions']['torch']}, Python {one['python']})"]
-        for part in PARTS:
-            if part in found:
-                commit = str(found[part]["provenance"]["git_commit"])[:7]
-                commit += " with changes" if found[part]["provenance"]["git_dirty"] else ""
-                rows = [Row(**values) for values in found[part]["rows"]]
-                shown = " open" if part == "simulate" else ""
-                head = f"<details{shown}><summary>bench {part}, commit {commit}</summary>"
-                lines.append(f"{head}\n\n{markdown(rows)}\n\n</details>")
-        sections.append("\n\n".join(lines))
-    return "\n\n".join(sections)

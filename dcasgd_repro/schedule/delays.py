@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from dcasgd_repro.errors import BadInput, check_whole
-from dcasgd_repro.schedule import MAX_WORKERS, PULL, PUSH, Schedule
+from dcasgd_repro.schedule.log import MAX_WORKERS, PULL, PUSH, Schedule
 
 WHOLE = re.compile(r"-?[0-9]{1,18}")
 

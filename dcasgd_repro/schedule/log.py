@@ -14,9 +14,8 @@ import io
 import math
 import os
 import zlib
-from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TextIO
@@ -25,7 +24,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dcasgd_repro.errors import BadInput, check_choice, check_number, check_whole
+from dcasgd_repro.errors import BadInput, check_whole
 
 KINDS = ("pull", "push")
 PULL, PUSH = 0, 1  # as stored in the column ``kind``: places in KINDS
@@ -222,199 +221,6 @@ def delay_table(schedule: Schedule) -> pd.DataFrame:
 
 
 @dataclass(frozen=True)
-class Law(ABC):
-    """Random times in seconds with mean ``mean_s``, at most 1e9 (0 is for communication only)."""
-
-    mean_s: float
-
-    def __post_init__(self) -> None:
-        check_number("mean_s", self.mean_s, 0, 1e9)
-
-    @abstractmethod
-    def sample(self, rng: np.random.Generator, n: int) -> NDArray[np.float64]:
-        """The next n times of ``rng``, in seconds; two calls give what one longer call gives."""
-
-
-@dataclass(frozen=True)
-class Constant(Law):
-    """The same time always."""
-
-    def sample(self, rng: np.random.Generator, n: int) -> NDArray[np.float64]:
-        return np.full(n, float(self.mean_s))
-
-
-@dataclass(frozen=True)
-class Exponential(Law):
-    """Memoryless times; the coefficient of variation is 1."""
-
-    def sample(self, rng: np.random.Generator, n: int) -> NDArray[np.float64]:
-        return rng.exponential(self.mean_s, n)
-
-
-@dataclass(frozen=True)
-class Gamma(Law):
-    """Gamma times of shape 1/cv^2, where cv is standard deviation / mean."""
-
-    cv: float
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_number("cv", self.cv, 0, 5, "[]")  # beyond, gamma times underflow to zero
-
-    def sample(self, rng: np.random.Generator, n: int) -> NDArray[np.float64]:
-        if self.cv < 1e-8:  # no longer seen in a float64, and 1/cv^2 must stay finite
-            return np.full(n, float(self.mean_s))
-        return rng.gamma(self.cv**-2, self.mean_s * self.cv**2, n)
-
-
-@dataclass(frozen=True)
-class Lognormal(Gamma):
-    """Log-normal times, sigma^2 = log(1 + cv^2): the same mean and cv, a longer tail."""
-
-    def sample(self, rng: np.random.Generator, n: int) -> NDArray[np.float64]:
-        variance = math.log1p(self.cv**2)
-        return self.mean_s * rng.lognormal(-variance / 2, math.sqrt(variance), n)
-
-
-@dataclass(frozen=True)
-class Generated:
-    """Workers that are never idle, each with its own random times.
-
-    A worker whose pull reaches the server at clock p pushes at
-    p + compute/speed + (1 - request_share) * communication, and pulls again request_share *
-    communication later (0: the pull rides on the push). All pull at clock 0. Ties go to the lower
-    worker. A single worker holds the weights itself: no communication time.
-
-    speeds: M factors. ramp: speeds rise evenly from 1 (worker 0) to ramp (worker M-1). straggler:
-    worker 0 is that many times slower. The three multiply.
-    barrier: all pull in worker order, all push, and the next round starts when the last push is in
-    (and the slowest request, request_share > 0). The log may end in the middle of a round.
-
-    Compute and communication of worker m have streams of their own, from (seed, stream, m): more
-    workers or more pushes leave the times there were as they are, bit for bit (a ramp alone
-    changes the speeds with M). Raises BadInput naming the field.
-    """
-
-    workers: int
-    seed: int
-    compute: Law
-    communication: Law = Constant(0.0)
-    speeds: Sequence[float] | None = None
-    ramp: float = 1.0
-    straggler: float = 1.0
-    request_share: float = 0.0
-    barrier: bool = False
-
-    def __post_init__(self) -> None:
-        check_whole("workers", self.workers, 1, MAX_WORKERS)
-        check_whole("seed", self.seed, 0)
-        for key, law in (("compute", self.compute), ("communication", self.communication)):
-            if not isinstance(law, Law):
-                raise BadInput(key, law, "a law of times: Constant, Exponential, Gamma, Lognormal")
-        check_number("compute.mean_s", self.compute.mean_s, 1e-9, 1e9)
-        check_number("ramp", self.ramp, 1e-6, 1e6)
-        check_number("straggler", self.straggler, 1e-6, 1e6)
-        check_number("request_share", self.request_share, 0, 1, "[]")
-        check_choice("barrier", self.barrier, (True, False))
-        if self.speeds is not None:
-            if not isinstance(self.speeds, Sequence) or len(self.speeds) != self.workers:
-                raise BadInput("speeds", self.speeds, f"a list of {self.workers} factors")
-            for m, speed in enumerate(self.speeds):
-                check_number(f"speeds[{m}]", speed, 1e-6, 1e6)
-
-    def messages(self, pushes: int) -> Schedule:
-        """The log up to its ``pushes``-th push; a longer log begins with every shorter one."""
-        check_whole("pushes", pushes, 1)
-        return _first(pushes, self._rounds(pushes) if self.barrier else self._merged(pushes))
-
-    def _travel(self) -> Law:
-        return self.communication if self.workers > 1 else Constant(0.0)
-
-    def _speeds(self) -> NDArray[np.float64]:
-        speeds = np.linspace(1.0, self.ramp, self.workers)
-        speeds[0] /= self.straggler
-        return speeds if self.speeds is None else speeds * np.array(list(self.speeds), float)
-
-    def _streams(self, worker: int) -> list[np.random.Generator]:
-        seeds = [np.random.SeedSequence(self.seed, spawn_key=(i, worker)) for i in (0, 1)]
-        return [np.random.default_rng(seed) for seed in seeds]
-
-    def _cycles(
-        self, rngs: list[np.random.Generator], speed: float, n: int
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The next n cycles: seconds from pull to push [n], from push to the next pull [n]."""
-        work, travel = self.compute.sample(rngs[0], n) / speed, self._travel().sample(rngs[1], n)
-        return work + (1 - self.request_share) * travel, self.request_share * travel
-
-    def _clocks(self, worker: int, speed: float, until_s: float) -> NDArray[np.float64]:
-        """Clocks of one worker's messages up to ``until_s``: pull, push, pull, ..."""
-        cycle_s = self.compute.mean_s / speed + self._travel().mean_s
-        rngs = self._streams(worker)
-        clocks = np.zeros(1)
-        while clocks[-1] <= until_s:
-            n = int(1.05 * (until_s - clocks[-1]) / cycle_s) + 16
-            steps = np.empty(2 * n + 1)
-            steps[0] = clocks[-1]  # summed in one chain, so that the block size leaves no trace
-            steps[1::2], steps[2::2] = self._cycles(rngs, speed, n)
-            clocks = np.concatenate([clocks[:-1], np.cumsum(steps)])
-        return clocks[: np.searchsorted(clocks, until_s, side="right")]
-
-    def _merged(self, pushes: int) -> Schedule:
-        speeds = self._speeds()
-        rate = float(np.sum(1 / (self.compute.mean_s / speeds + self._travel().mean_s)))
-        until_s = 1.01 * (pushes + self.workers) / rate  # a guess, and more where it falls short
-        while True:
-            parts = [self._clocks(m, float(s), until_s) for m, s in enumerate(speeds)]
-            counts = np.array([len(part) for part in parts])
-            if np.sum(counts // 2) >= pushes:
-                break
-            until_s *= 1.2
-        clock = np.concatenate(parts)
-        del parts  # as large as the log
-        kind = np.concatenate([np.arange(n) % 2 == PUSH for n in counts])  # pull, push, ...
-        worker = np.repeat(np.arange(self.workers, dtype=np.int32), counts)
-        # Laid out worker by worker, a stable sort breaks ties by worker and then by sequence.
-        order = np.argsort(clock, kind="stable")
-        return Schedule(clock[order], kind[order], worker[order], self.workers)
-
-    def _rounds(self, pushes: int) -> Schedule:
-        m, rounds = self.workers, -(-pushes // self.workers)
-        work, request = np.empty((rounds, m)), np.empty((rounds, m))
-        for i, speed in enumerate(self._speeds()):
-            work[:, i], request[:, i] = self._cycles(self._streams(i), float(speed), rounds)
-        length_s = work.max(axis=1) + request.max(axis=1)
-        start = np.cumsum(np.concatenate([[0.0], length_s[:-1]]))[:, None]
-        arrival = start + work
-        clock = np.hstack([np.repeat(start, m, axis=1), np.sort(arrival, axis=1)])
-        sender = np.argsort(arrival, axis=1, kind="stable")
-        worker = np.hstack([np.broadcast_to(np.arange(m), (rounds, m)), sender])
-        kind = np.broadcast_to(np.repeat([PULL, PUSH], m), (rounds, 2 * m))
-        return Schedule(clock.ravel(), kind.ravel(), worker.ravel(), m)
-
-
-@dataclass(frozen=True)
-class ConstantDelay:
-    """Every push has the delay ``delay``, after a warm-up of 0, 1, ..., delay-1.
-
-    Round robin over delay + 1 workers, one simulated second a cycle; delay 0 is sequential SGD.
-    """
-
-    delay: int
-    workers: int
-
-    def __post_init__(self) -> None:
-        check_whole("delay", self.delay, 0, MAX_WORKERS - 1)
-        check_whole("workers", self.workers, 1, MAX_WORKERS)
-        if self.workers != self.delay + 1:
-            remedy = f"a constant delay of {self.delay} needs {self.delay + 1} worker(s)"
-            raise BadInput("workers", self.workers, f"{remedy}: set workers={self.delay + 1}")
-
-    def messages(self, pushes: int) -> Schedule:
-        """The log up to its ``pushes``-th push."""
-        return Generated(self.workers, seed=0, compute=Constant(1.0)).messages(pushes)
-
-
-@dataclass(frozen=True)
 class FromFile:
     """A recorded or saved log, replayed up to the push asked for.
 
@@ -441,12 +247,13 @@ class FromFile:
         if pushes > log.pushes:
             remedy = f"{self.path} has {log.pushes}; ask for fewer, or record a longer log"
             raise BadInput("pushes", pushes, remedy)
-        log = _first(pushes, log)
+        log = first(pushes, log)
         if self.barrier and not log.in_rounds:
             remedy = f"{self.path} is not in rounds of {log.workers} pulls, then as many pushes"
             raise BadInput("barrier", self.barrier, remedy)
         return log
 
 
-def _first(pushes: int, log: Schedule) -> Schedule:
+def first(pushes: int, log: Schedule) -> Schedule:
+    """The log up to its ``pushes``-th push."""
     return log[: int(np.flatnonzero(log.kind == PUSH)[pushes - 1]) + 1]

@@ -1,0 +1,45 @@
+"""Schedules: the server's message log, made by workers, recorded, or from a file. No torch.
+
+Open ``log.py`` for the log itself, ``workers.py`` for laws of times and the logs they make,
+``delays.py`` for the recorded delays of a real run.
+"""
+
+from dcasgd_repro.schedule.delays import FromDelays
+from dcasgd_repro.schedule.log import (
+    KINDS,
+    MAX_WORKERS,
+    PULL,
+    PUSH,
+    FromFile,
+    Message,
+    Schedule,
+    delay_table,
+)
+from dcasgd_repro.schedule.workers import (
+    Constant,
+    ConstantDelay,
+    Exponential,
+    Gamma,
+    Generated,
+    Law,
+    Lognormal,
+)
+
+__all__ = [
+    "KINDS",
+    "MAX_WORKERS",
+    "PULL",
+    "PUSH",
+    "Constant",
+    "ConstantDelay",
+    "Exponential",
+    "FromDelays",
+    "FromFile",
+    "Gamma",
+    "Generated",
+    "Law",
+    "Lognormal",
+    "Message",
+    "Schedule",
+    "delay_table",
+]
