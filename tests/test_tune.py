@@ -108,7 +108,7 @@ def test_a_run_says_what_its_errors_are_of(tmp_path: Path) -> None:
     assert plain["evaluated_on"] == "test"
     assert split["weights_sha256"] == plain["weights_sha256"]  # trained on the same images
     told = report.one_run(paths["validation"])
-    assert "  validation error, mean of the last ten evaluations" in told
+    assert "  validation error, mean of the last ten after the last drop" in told
     assert "  validation loss, final" in told
     assert "test" not in told.replace(str(tmp_path), "")
     tags = {tag for tag in board(paths["validation"]) if tag.endswith(("test", "validation"))}
