@@ -62,8 +62,10 @@ def __dir__() -> list[str]:
 class _Package(ModuleType):
     def __setattr__(self, name: str, value: Any) -> None:
         # The import system binds simulate.py here when it is loaded; the name is its function's.
+        # Hydra looks the config's dcasgd_repro.simulate.simulate up attribute by attribute.
         if name in _MODULE and isinstance(value, ModuleType):
             value = getattr(value, name)
+            setattr(value, name, value)
         super().__setattr__(name, value)
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``dcasgd-repro {train, schedule, reproduce, report, verify, data, bench}``.
+"""The command line: ``dcasgd-repro COMMAND``, see COMMANDS.
 
 The sub-command is taken off ``sys.argv``; for train and schedule Hydra owns the rest. Nothing
 heavy is imported before it is needed, so that help answers at once.
@@ -12,7 +12,8 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -22,13 +23,16 @@ from dcasgd_repro.errors import BadInput, Failure
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from dcasgd_repro.reproduce import Job
+    from dcasgd_repro.study import Study
+
 CONF = Path(__file__).parent / "conf"
 if not CONF.exists():  # an editable install: conf/ stands beside the package
     CONF = Path(__file__).parents[1] / "conf"
 
 RESULTS = Path("results")
 
-COMMANDS = "train, schedule, reproduce, report, verify, data or bench"
+COMMANDS = "train, schedule, reproduce, tune, report, verify, data or bench"
 
 HELP = """\
 dcasgd-repro: asynchronous SGD with delay compensation, simulated on one device
@@ -38,6 +42,7 @@ usage: dcasgd-repro COMMAND [...]
   train      run one experiment, or a sweep of them
   schedule   draw a schedule of asynchronous workers: its delays, histogram and log
   reproduce  run a table or figure of the paper, or what it still lacks
+  tune       choose a key of a study's cells, as the learning rate, by validation
   report     tables and figures from finished runs, beside the paper's
   verify     make the start of a committed run again and compare
   data       fetch, verify or find CIFAR-10
@@ -112,6 +117,27 @@ examples
   dcasgd-repro reproduce fig5 scale=paper seeds=5 jobs=2 --dry-run
 """
 
+TUNE_HELP = """\
+usage: dcasgd-repro tune STUDY [scale=NAME] [seeds=N] [jobs=N] [launcher=NAME] [--dry-run]
+
+  STUDY         a study whose grid.yaml has `tune`: {studies}; or a folder of yours
+  scale= seeds= jobs= launcher= KEY=VALUE --dry-run
+                as for reproduce
+
+Runs every cell with each of its values, on validation images; no test image is looked at. The best
+value has the lowest mean, over the seeds, of the mean error of the last ten evaluations; a run that
+diverged counts as chance, 90 %. Where the best value of any cell lies at an end of its grid, every
+grid is extended by one value: beyond that end, or, where the best value lies inside, beyond its own
+better end. So all cells have equally many trials. That is repeated until every best value lies
+inside. The choice goes to tuned.yaml in the study's folder, for other studies to read; page and
+figure go to results/STUDY/SCALE. Ctrl-C leaves everything to go on from. Exits with 1 if a run
+failed; nothing is chosen then.
+
+examples
+  dcasgd-repro tune lr_cifar10 scale=laptop --dry-run
+  dcasgd-repro tune lr_cifar10 scale=laptop seeds=3
+"""
+
 VERIFY_HELP = """Makes the first pushes of a committed run again and compares the rows of its
 metrics.csv, up to push 200."""
 DATA_HELP = "CIFAR-10: fetch it, verify it bit for bit, or say where it is looked for."
@@ -160,8 +186,8 @@ def dispatch(command: str, rest: list[str]) -> int:
         return data(rest)
     elif command == "report":
         return report(rest)
-    elif command == "reproduce":
-        return reproduce(rest)
+    elif command in ("reproduce", "tune"):
+        return (reproduce if command == "reproduce" else tune)(rest)
     elif command == "verify":
         return verify(rest)
     elif command == "bench":
@@ -354,7 +380,10 @@ def refuse_unread(cfg: DictConfig, arguments: list[str], known: list[str]) -> No
     for argument in arguments:
         key, _, value = argument.lstrip("+~").partition("=")
         part = key.split(".")[0]
-        if part in ("model", "augment", "data", "test_images") and f"${{{part}" not in task:
+        if (
+            part in ("model", "augment", "data", "test_images", "validation")
+            and f"${{{part}" not in task
+        ):
             raise BadInput(key, value, f"task {task_name(cfg)} reads no {part}; leave it out")
 
 
@@ -439,61 +468,25 @@ def report(arguments: list[str]) -> int:
 
 
 def reproduce(arguments: list[str]) -> int:
-    from dcasgd_repro.study import names
+    asked = Asked.of("reproduce", arguments)
+    if isinstance(asked, int):
+        return asked
 
-    if not arguments or set(arguments) & {"-h", "--help"}:
-        print(REPRODUCE_HELP.format(studies=", ".join(names()), scale=choices("scale")), end="")
-        return 0
-    words = [a for a in arguments if "=" in a]
-    for a in arguments:
-        if a not in words and a.startswith("-") and a != "--dry-run":
-            return told(f"{a}: no such option; `dcasgd-repro reproduce --help` says more", 2)
-    named = [a for a in arguments if a not in words and not a.startswith("-")]
-    if len(named) != 1:
-        return told(f"study={' '.join(named)}: name one; there are {', '.join(names())}", 2)
-    given = dict(word.split("=", 1) for word in words)
-
-    import torch
-
-    from dcasgd_repro import launchers, results
     from dcasgd_repro import reproduce as reproductions
-    from dcasgd_repro.display import display
-    from dcasgd_repro.study import study
+    from dcasgd_repro import results
+    from dcasgd_repro.study import names, study
 
-    chosen, cuda = study(named[0]), torch.cuda.is_available()
-    own = chosen.paper_scale
-    scale = given.pop("scale", own if cuda or own != "paper" else "laptop")
-    if scale not in choices("scale").split(", "):
-        raise BadInput("scale", scale, f"no such scale, choose {choices('scale')}")
-    seeds = whole("seeds", given.pop("seeds", "3"))
-    at_a_time = whole("jobs", given.pop("jobs", str(1 if cuda else os.cpu_count() or 1)))
-    name = given.pop("launcher", "local")
-    options = {k.partition(".")[2]: given.pop(k) for k in list(given) if k.startswith(f"{name}.")}
-    for key, value in given.items():
-        if (other := key.partition(".")[0]) in ("slurm", "ray"):
-            raise BadInput(key, value, f"goes with launcher={other}, and launcher={name} is chosen")
-    extra = [f"{key}={value}" for key, value in given.items()]
-    if name == "local" and at_a_time > 1 and "threads" not in given and not cuda:
-        extra.append("threads=1")  # side by side, each is fastest on a core of its own
-    jobs = reproductions.jobs_of(chosen, scale, seeds, extra)
-    if "--dry-run" in arguments:
-        rate = lambda: reproductions.seconds_per_push(scale)  # noqa: E731
-        print(f"{chosen.name}, scale={scale}\n{reproductions.plan(jobs, at_a_time, rate)}")
+    chosen, scale = asked.study, asked.scale
+    if chosen.tune is not None:
+        remedy = f"it has a grid to tune: {chosen.again(scale)}"
+        raise BadInput("study", chosen.name, remedy)
+    jobs = reproductions.jobs_of(chosen, scale, asked.seeds, asked.extra)
+    if asked.dry_run:
+        print(asked.plan(jobs))
         return 0
-    launcher = launchers.launcher(name, options)
-    words = {word.lower() for word in extra}
-    left = [job for job in reproductions.unique(jobs) if not job.ended]
-    if other := [job for job in left if not words <= {word.lower() for word in job.command}]:
-        begun = ", ".join(job.name for job in other)
-        told(f"begun with other means than {' '.join(extra)}, which they keep: {begun}", 0)
-    try:
-        title = f"{chosen.name}, scale={scale}"
-        failed = reproductions.run(jobs, at_a_time, launcher, display(jobs, title))
-    except KeyboardInterrupt:
-        again = " ".join(["dcasgd-repro reproduce", *arguments])
-        return told(f"interrupted; every run goes on from its checkpoint with: {again}", 130)
-    for job in failed:
-        print(f"failed    {job.name}: {job.last_line()}", file=sys.stderr)
+    failed = asked.run(jobs)
+    if isinstance(failed, int):
+        return failed
     reproductions.keep(jobs, RESULTS / chosen.runs_of / scale / "runs", failed)
     print(results.write(chosen, scale, RESULTS))
     for other in map(study, names()):  # which look at the same runs
@@ -501,6 +494,130 @@ def reproduce(arguments: list[str]) -> int:
             results.write(other, scale, RESULTS)
     results.overview(RESULTS)
     return int(bool(failed))
+
+
+def tune(arguments: list[str]) -> int:
+    asked = Asked.of("tune", arguments)
+    if isinstance(asked, int):
+        return asked
+
+    from dcasgd_repro import reproduce as reproductions
+    from dcasgd_repro import results, tune
+
+    chosen, scale = asked.study, asked.scale
+    if chosen.tune is None:
+        remedy = f"has no `tune` in its grid.yaml; did you mean {chosen.again(scale)}?"
+        raise BadInput("study", chosen.name, remedy)
+    rounds = tune.rounds(chosen, scale, asked.seeds, asked.extra)
+    if asked.dry_run:
+        *_, (_, jobs) = rounds  # as far as they have been run
+        note = "while a best value lies at an end of its grid, all grids are extended and run again"
+        print(f"{asked.plan(jobs)}\n{note}")
+        return 0
+    first: Sequence[Job] = ()
+    for of_round in rounds:
+        grid, jobs = of_round
+        first = first or jobs
+        failed = asked.run(jobs)
+        if isinstance(failed, int):
+            return failed
+    if failed:  # an extension that is not whole is not kept: the page is that of the first grid
+        jobs = first
+    else:
+        print(tune.write(chosen, scale, grid, jobs), end="\n\n")
+    reproductions.keep(jobs, RESULTS / chosen.name / scale / "runs", failed)
+    print(results.write(chosen, scale, RESULTS))
+    results.overview(RESULTS)
+    return int(bool(failed))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the arguments of ``reproduce`` and ``tune`` ask for."""
+
+    command: str
+    arguments: Sequence[str]
+    study: Study
+    scale: str
+    seeds: int
+    at_a_time: int
+    launcher: str
+    options: Mapping[str, str]  # of the launcher
+    extra: Sequence[str]  # words that say with what means to compute
+    dry_run: bool
+
+    @classmethod
+    def of(cls, command: str, arguments: list[str]) -> Asked | int:
+        """Read from the arguments; an exit code where there is nothing to run. Raises BadInput."""
+        from dcasgd_repro.study import names, study
+
+        if not arguments or set(arguments) & {"-h", "--help"}:
+            tunes = command == "tune"
+            listed = [name for name in names() if not tunes or study(name).tune is not None]
+            text = TUNE_HELP if tunes else REPRODUCE_HELP
+            print(text.format(studies=", ".join(listed), scale=choices("scale")), end="")
+            return 0
+        words = [a for a in arguments if "=" in a]
+        for a in arguments:
+            if a not in words and a.startswith("-") and a != "--dry-run":
+                return told(f"{a}: no such option; `dcasgd-repro {command} --help` says more", 2)
+        named = [a for a in arguments if a not in words and not a.startswith("-")]
+        if len(named) != 1:
+            return told(f"study={' '.join(named)}: name one; there are {', '.join(names())}", 2)
+        given = dict(word.split("=", 1) for word in words)
+
+        import torch
+
+        chosen, cuda = study(named[0]), torch.cuda.is_available()
+        own = chosen.paper_scale
+        scale = given.pop("scale", own if cuda or own != "paper" else "laptop")
+        if scale not in choices("scale").split(", "):
+            raise BadInput("scale", scale, f"no such scale, choose {choices('scale')}")
+        seeds = whole("seeds", given.pop("seeds", "3"))
+        at_a_time = whole("jobs", given.pop("jobs", str(1 if cuda else os.cpu_count() or 1)))
+        name = given.pop("launcher", "local")
+        begins = f"{name}."
+        options = {k.partition(".")[2]: given.pop(k) for k in list(given) if k.startswith(begins)}
+        for key, value in given.items():
+            if (other := key.partition(".")[0]) in ("slurm", "ray"):
+                remedy = f"goes with launcher={other}, and launcher={name} is chosen"
+                raise BadInput(key, value, remedy)
+        extra = [f"{key}={value}" for key, value in given.items()]
+        if name == "local" and at_a_time > 1 and "threads" not in given and not cuda:
+            extra.append("threads=1")  # side by side, each is fastest on a core of its own
+        dry_run = "--dry-run" in arguments
+        means = (seeds, at_a_time, name, options, extra, dry_run)
+        return cls(command, arguments, chosen, scale, *means)
+
+    def plan(self, jobs: Sequence[Job]) -> str:
+        """The runs, their state, and the time they should take."""
+        from dcasgd_repro import reproduce as reproductions
+
+        rate = lambda: reproductions.seconds_per_push(self.scale)  # noqa: E731
+        head = f"{self.study.name}, scale={self.scale}"
+        return f"{head}\n{reproductions.plan(jobs, self.at_a_time, rate)}"
+
+    def run(self, jobs: Sequence[Job]) -> list[Job] | int:
+        """Runs what has not ended; returns what failed, each told, or an exit code if stopped."""
+        from dcasgd_repro import launchers
+        from dcasgd_repro import reproduce as reproductions
+        from dcasgd_repro.display import display
+
+        launcher = launchers.launcher(self.launcher, self.options)
+        words = {word.lower() for word in self.extra}
+        left = [job for job in reproductions.unique(jobs) if not job.ended]
+        if other := [job for job in left if not words <= {word.lower() for word in job.command}]:
+            begun = ", ".join(job.name for job in other)
+            told(f"begun with other means than {' '.join(self.extra)}, which they keep: {begun}", 0)
+        try:
+            shown = display(jobs, f"{self.study.name}, scale={self.scale}")
+            failed = reproductions.run(jobs, self.at_a_time, launcher, shown)
+        except KeyboardInterrupt:
+            again = " ".join([f"dcasgd-repro {self.command}", *self.arguments])
+            return told(f"interrupted; every run goes on from its checkpoint with: {again}", 130)
+        for job in failed:
+            print(f"failed    {job.name}: {job.last_line()}", file=sys.stderr)
+        return failed
 
 
 def verify(arguments: list[str]) -> int:

@@ -42,6 +42,7 @@ LINKS = {
     "task.data.augment": "augment",
     "task.data.train_images": "images",
     "task.data.test_images": "test_images",
+    "task.data.validation": "validation",
 }
 
 
@@ -95,6 +96,11 @@ def length_of(cfg: DictConfig) -> Length:
         if inside in present and value != meant:
             raise BadInput(inside, value, f"set {source}={value} instead, which all parts read")
     check_choice("augment", cfg.augment, (True, False))
+    if (validation := cfg.get("validation")) is not None:  # absent from configs that are older
+        check_whole("validation", validation)
+        if "task.data.validation" not in present:
+            remedy = f"task {task_name(cfg)} keeps no images for it; leave it out"
+            raise BadInput("validation", validation, remedy)
     return Length(cfg.images, cfg.batch, cfg.epochs)
 
 
@@ -181,6 +187,11 @@ def task_name(cfg: DictConfig) -> str:
     return str(target).rsplit(".", 1)[-1].lower()
 
 
+def evaluated_on(cfg: DictConfig) -> str:
+    """The images that a run's "test" errors are of: "test" or "validation"."""
+    return "test" if cfg.get("validation") is None else "validation"
+
+
 # Keys that name a place, a label or a way of working: the numbers do not depend on them.
 APART = ("run_dir", "root", "exp", "scale", "resume", "checkpoint", "processes")
 APART += ("stop_epoch", "probe")
@@ -205,6 +216,11 @@ def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
     return told + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
 
 
+# Keys that are younger than some runs: null, they leave the hash of such a run what it was.
+YOUNGER = ("validation", "task.data.validation")
+
+
 def config_hash(cfg: DictConfig) -> str:
     """sha256 of the config, as ``flat`` sees it."""
-    return hashlib.sha256(json.dumps(flat(cfg), sort_keys=True).encode()).hexdigest()
+    content = {k: v for k, v in flat(cfg).items() if v is not None or k not in YOUNGER}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -16,7 +16,7 @@ from dcasgd_repro import probed
 from dcasgd_repro.config import differences
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.measures import MEASURES, Measure, chance, curve
-from dcasgd_repro.report import Run, tabulate
+from dcasgd_repro.report import Run, evaluated_on, tabulate
 from dcasgd_repro.study import Claim, Study
 from dcasgd_repro.verdicts import (
     ENOUGH,
@@ -73,7 +73,7 @@ class Evidence:
     def runs(self) -> dict[str, list[Run]]:
         """The runs of each cell, by seed; an empty list for a cell without any."""
         folder = self.results / self.study.runs_of / self.scale / "runs"
-        found: dict[str, list[Run]] = {cell.name: [] for cell in self.study.cells}
+        found: dict[str, list[Run]] = {cell.name: [] for cell in self.study.at(self.scale).cells}
         for path in sorted(p for p in folder.glob("*") if p.is_dir()):
             name = path.name.rpartition("-seed")[0]
             if name not in found:
@@ -85,7 +85,13 @@ class Evidence:
                 if told := differences(runs[0].config, run.config):  # null counts as absent
                     remedy = f"not the configuration of {name}'s other runs: {told}; run it anew"
                     raise BadInput("report", run.path, remedy)
+        evaluated_on([run for runs in found.values() for run in runs])  # all on the same images
         return found
+
+    @cached_property
+    def on(self) -> str:
+        """The images that the errors are of: "test" or "validation"."""
+        return evaluated_on(self.all_runs)
 
     @cached_property
     def all_runs(self) -> list[Run]:

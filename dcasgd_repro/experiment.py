@@ -24,6 +24,7 @@ from dcasgd_repro.config import (
     build,
     config_hash,
     differences,
+    evaluated_on,
     flat,
     length_of,
     named,
@@ -155,9 +156,9 @@ class Experiment:
     def drive(self) -> None:
         """Runs to the end, a divergence or a signal; leaves a checkpoint and a summary."""
         (self.path / "summary.json").unlink(missing_ok=True)
-        probe = self.probe
+        probe, on = self.probe, evaluated_on(self.cfg)
         probed = (probe.rows, taylor.COLUMNS) if probe.every or probe.rows else None
-        logs = record.Logs(self.path, hparams(self.cfg), self.progress, probed)
+        logs = record.Logs(self.path, hparams(self.cfg), self.progress, on, probed)
         outcome: dict[str, Any] = {"status": FAILED}
         try:
             outcome = self._loop(logs)
@@ -179,6 +180,7 @@ class Experiment:
     def _loop(self, logs: record.Logs) -> dict[str, Any]:
         """Follows the Steps; returns the status, and what stopped it or where it diverged."""
         progress, every_s = self.progress, self.cfg.checkpoint.every_s
+        on = evaluated_on(self.cfg)
         clock = Stopwatch(progress.wall_s)
         kept = time.perf_counter()
         often = 0.2 if sys.stderr.isatty() else 30.0  # seconds; a log file wants few lines
@@ -202,7 +204,7 @@ class Experiment:
                     diverged = first_divergence(progress.interval, self.server.w)
                     with clock.paused():
                         row = self._row(logs, evaluate and diverged is None)
-                    bar.set_postfix(display(row, progress.rows), refresh=False)
+                    bar.set_postfix(display(row, progress.rows, on), refresh=False)
                     if not math.isfinite(row.get("test_loss", 0.0)):
                         diverged = step.push
                     if diverged is not None:
@@ -267,6 +269,7 @@ class Experiment:
         cfg, server = self.cfg, self.server
         return {
             **outcome,
+            "evaluated_on": evaluated_on(cfg),
             "exp": cfg.exp,
             "scale": cfg.scale,
             "task": task_name(cfg),
@@ -308,8 +311,8 @@ def first_divergence(interval: Sequence[Step], w: torch.Tensor) -> int | None:
     return None if bool(torch.isfinite(w).all()) else interval[-1].push
 
 
-def display(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """What the progress bar shows of a row, and of the last evaluation."""
+def display(row: dict[str, Any], rows: Sequence[dict[str, Any]], on: str) -> dict[str, str]:
+    """What the progress bar shows of a row, and of the last evaluation, on those images."""
     shown = {
         "epoch": f"{row['epoch']:.2f}",
         "sim": f"{row['simulated_s']:.0f}s",
@@ -318,7 +321,7 @@ def display(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, st
         "dc_ratio": f"{row['dc_ratio']:.1e}",
     }
     test = next((r["test_error"] for r in reversed(rows) if "test_error" in r), None)
-    return shown if test is None else {**shown, "test_error": f"{test:.2%}"}
+    return shown if test is None else {**shown, f"{on}_error": f"{test:.2%}"}
 
 
 def run_dir(cfg: DictConfig) -> Path:
@@ -382,6 +385,8 @@ def scale_line(cfg: DictConfig) -> str:
 
 def notes(cfg: DictConfig, rule: Rule, schedule: Schedule) -> Iterator[str]:
     """What a reader of the config may not expect of it."""
+    if evaluated_on(cfg) == "validation":
+        yield f"errors are of the {cfg.validation:,} validation images; no test image is looked at"
     if rule.for_rounds and not schedule.in_rounds:
         yield f"no barrier: {rule.name} averages gradients as they come (schedule.barrier=true)"
     if cfg.backup != "pull" and not pulls_later(schedule):

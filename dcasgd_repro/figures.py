@@ -5,6 +5,7 @@ epochs   test and training error against epochs, a panel for each M
 seconds  the same against simulated seconds
 lambda   curves for each lambda_0, and the last-10 error against it
 workers  last-10 error against M, a line for each rule
+lr       validation error against the tuned key, a line for each cell, its best value circled
 readings the claims' paired differences, which factors moved them, how large the correction was
 prefix   training error against epochs, of w and of the mini-batches, a column for each M
 settings training error against epochs, a panel for each claim with its two cells
@@ -27,6 +28,7 @@ from dcasgd_repro import probed
 from dcasgd_repro.evidence import Evidence
 from dcasgd_repro.measures import MEASURES, chance, curve
 from dcasgd_repro.report import OTHERS, RULES, Run
+from dcasgd_repro.tune import best, of_kept
 from dcasgd_repro.verdicts import NOTHING, Difference
 
 BLUE, RED, GREY = "#0072B2", "#D55E00", "#666666"
@@ -44,6 +46,7 @@ def draw(here: Evidence) -> Figure:
         "lambda": sensitivity,
         "workers": tax,
         "readings": readings,
+        "lr": tuning,
         "prefix": prefix,
         "settings": settings,
         "taylor": taylor,
@@ -80,7 +83,7 @@ def table(here: Evidence) -> Figure:
         errors.legend(frameon=False)
     errors.set_yticks(range(len(cells)), cells)
     errors.set_ylim(len(cells) - 0.5, -0.5)
-    errors.set_xlabel("test error, mean of the last ten evaluations (%)")
+    errors.set_xlabel(f"{here.on} error, mean of the last ten evaluations (%)")
     forest(here, claims)
     plain(errors, claims)
     return figure
@@ -190,7 +193,8 @@ def curves(here: Evidence, x: str) -> Figure:
                 paper = paper[(paper["workers"] == m) & paper[their_x].notna()]
                 at = paper[their_x] / (1.0 if absolute else their_whole)
                 thin(panel, at, paper["error"], look(runs)[0])
-            panel.set_title(f"{split} error, M = {m}", fontsize=10)
+            words = here.on if split == "test" else split
+            panel.set_title(f"{words} error, M = {m}", fontsize=10)
             plain(panel)
         words = ("epochs of effective passes", "part of the run's epochs")
         if x == "simulated_s":
@@ -248,9 +252,10 @@ def sensitivity(here: Evidence) -> Figure:
         by_lambda.axhline(
             float(np.mean(sgd)), color="black", linestyle="--", linewidth=1, label="SGD"
         )
-    by_lambda.set(xlabel="lambda_0", ylabel="test error, mean of the last ten (%)", ylim=(0, None))
+    told = f"{here.on} error, mean of the last ten (%)"
+    by_lambda.set(xlabel="lambda_0", ylabel=told, ylim=(0, None))
     words = "epochs of effective passes" if absolute else "part of the run's epochs"
-    by_epoch.set(xlabel=words, ylabel="test error (%)")
+    by_epoch.set(xlabel=words, ylabel=f"{here.on} error (%)")
     by_epoch.plot([], [], color="#888888", linewidth=0.6, label="thin: the paper's runs")
     for axes in (by_epoch, by_lambda):
         axes.legend(frameon=False, fontsize=8)
@@ -287,7 +292,7 @@ def tax(here: Evidence) -> Figure:
         axes.plot([run.summary["workers"]], [chance(run)], "x", color=colour, markersize=7)
     words = " (x: a run that diverged, counted as guessing)" if lost else ""
     axes.set_xlabel(f"workers M; the mean delay is M − 1, with SSGD 0{words}")
-    axes.set_ylabel("test error, mean of the last ten evaluations (%)")
+    axes.set_ylabel(f"{here.on} error, mean of the last ten evaluations (%)")
     axes.legend(frameon=False, fontsize=9)
     plain(axes)
     return figure
@@ -397,6 +402,60 @@ def prefix(here: Evidence) -> Figure:
         axes[row][0].set_ylabel("error (%)")
     figure.supxlabel("thick: ours, mean over seeds, their range shaded; "
                      "thin with markers: the paper's run, one a cell", fontsize=9)  # fmt: skip
+    return figure
+
+
+def tuning(here: Evidence) -> Figure:
+    """Validation error against the tuned key: a dot for each seed, a line through the means.
+
+    The best value of each cell is circled. Where a run diverged there is no mean to draw, and an x
+    above the data.
+    """
+    assert here.study.tune is not None
+    figure = Figure(figsize=(8.0, 5.0), layout="constrained")
+    axes = figure.subplots()
+    lost: list[tuple[float, str]] = []
+    drawn: set[str] = set()
+    ticks: set[float] = set()
+    for k, (cell, trials) in enumerate(of_kept(here).items()):
+        trials = [trial for trial in trials if trial.errors]
+        if not trials:
+            continue
+        run = here.runs[f"{cell}-{trials[0].value:g}"][0]
+        name, colour, _ = RULES.get(run.kind, (cell, OTHERS[k % len(OTHERS)], ""))
+        warm = str(run.config.get("lr._target_")).endswith("Warmed")
+        label = f"{name}, M = {run.summary['workers']}{', warm-up' if warm else ''}"
+        means = [np.nan if trial.diverged else trial.mean for trial in trials]
+        dashes = "--" if run.kind in drawn else "-"
+        marker = MARKERS.get(run.kind, "o")
+        drawn.add(run.kind)
+        at = [trial.value for trial in trials]
+        ticks |= set(at)
+        axes.plot(at, means, color=colour, linestyle=dashes, marker=marker, markersize=4,
+                  linewidth=1.8, label=label)  # fmt: skip
+        for trial in trials:
+            errors = trial.finished
+            axes.plot([trial.value] * len(errors), errors, ".", color=colour, alpha=0.45)
+            lost += [(trial.value, colour)] * trial.diverged
+        chosen = trials[best(trials)]
+        if not chosen.diverged:
+            axes.plot([chosen.value], [chosen.mean], "o", markersize=13, markerfacecolor="none",
+                      markeredgecolor=colour, markeredgewidth=1.6)  # fmt: skip
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sorted(ticks))
+    axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    low, high = axes.get_ylim()
+    for k, colour in enumerate(dict.fromkeys(colour for _, colour in lost)):
+        at = [value for value, of in lost if of == colour]
+        top = high + 0.04 * (k + 1) * (high - low)  # above the data: it has no error rate
+        axes.plot(at, [top] * len(at), "x", color=colour, markersize=6)
+    key = here.study.tune.key
+    words = "circled: the lowest mean" + ("; x: a run that diverged" if lost else "")
+    axes.set_xlabel(f"{'learning rate' if key == 'lr.base' else key} ({words})")
+    axes.set_ylabel(f"{here.on} error, mean of the last ten evaluations (%)")
+    axes.legend(frameon=False, fontsize=9)
+    plain(axes)
     return figure
 
 

@@ -53,8 +53,8 @@ COLUMNS = (
     "lr",
     "train_loss",  # mean over the interval's mini-batches, weight decay's penalty included
     "train_error",  # in [0, 1], like test_error; evaluations only
-    "test_error",
-    "test_loss",
+    "test_error",  # of the images evaluated on: where summary.json says "evaluated_on":
+    "test_loss",  # "validation", the validation images; else the test images
     "delay_mean",  # over the interval, in server updates
     "delay_max",
     "dc_ratio",  # mean over the interval of ||correction|| / ||g||
@@ -191,8 +191,8 @@ class Logs:
     """The CSV files and TensorBoard of a run directory, begun with the rows there already are.
 
     They are written anew from those rows, so that a resumed run has each row once, whatever the
-    process before it had written after its last checkpoint. ``probed`` are the rows of probe.csv
-    and their columns; None: there is no such file.
+    process before it had written after its last checkpoint. ``on``: the images evaluated on.
+    ``probed`` are the rows of probe.csv and their columns; None: there is no such file.
     """
 
     def __init__(
@@ -200,13 +200,15 @@ class Logs:
         path: Path,
         settings: Mapping[str, Any],
         progress: Progress,
+        on: str = "test",
         probed: tuple[Sequence[Mapping[str, Any]], Sequence[str]] | None = None,
     ) -> None:
+        self._tags = {tag.replace("/test", f"/{on}"): key for tag, key in TENSORBOARD.items()}
         self._metrics = Table(path / "metrics.csv", COLUMNS)
         self._probe = Table(path / "probe.csv", probed[1]) if probed else None
         shutil.rmtree(path / "tensorboard", ignore_errors=True)
         self._board = SummaryWriter(str(path / "tensorboard"))
-        experiment, start, self._end = hparams(dict(settings), {"error/test": 0, "dc/ratio": 0})
+        experiment, start, self._end = hparams(dict(settings), {f"error/{on}": 0, "dc/ratio": 0})
         for part in (experiment, start):
             self._board.file_writer.add_summary(part)
         for row in progress.rows:
@@ -251,7 +253,7 @@ class Logs:
 
     def _append(self, row: Mapping[str, Any]) -> None:
         self._metrics.append(row)
-        self._scalars(row, TENSORBOARD)
+        self._scalars(row, self._tags)
 
     def _probed(self, row: Mapping[str, Any]) -> Table:
         assert self._probe is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -86,6 +87,11 @@ class Run:
         return self.until is not None and self.summary["epochs"] >= self.until - 1e-9
 
     @property
+    def evaluated_on(self) -> str:
+        """Whose errors its "test" errors are: "test" images, or "validation" images."""
+        return str(self.summary.get("evaluated_on", "test"))
+
+    @property
     def kind(self) -> str:
         """The rule's name; ASGD with one worker is sgd."""
         one = self.summary["rule"] == "asgd" and self.summary["workers"] == 1
@@ -152,6 +158,20 @@ class Run:
         return float(rows["dc_ratio"].median()) if "dc_ratio" in rows else math.nan
 
 
+def evaluated_on(runs: Sequence[Run]) -> str:
+    """The images that all these runs were evaluated on: "test" or "validation".
+
+    Raises BadInput where they differ: such errors stand in no table or figure together.
+    """
+    first: dict[str, Run] = {}
+    for run in runs:
+        first.setdefault(run.evaluated_on, run)
+    if len(first) > 1:
+        remedy = f"evaluated on validation images, but {first['test'].path} on test images; "
+        raise BadInput("report", first["validation"].path, remedy + "report them apart")
+    return next(iter(first), "test")
+
+
 def one_run(path: Path) -> str:
     """A run's result table and the path of its curves, drawn if they are older than the run."""
     run = Run.read(path)
@@ -161,6 +181,8 @@ def one_run(path: Path) -> str:
     for key, words, form, unit in RESULT:
         if run.summary["task"] != "cifar10":
             words = words.removesuffix(", as in the paper's Table 1")
+        if run.evaluated_on == "validation":
+            words = words.replace("test ", "validation ").replace(", as in the paper's Table 1", "")
         if run.summary[key] is not None:
             lines.append(f"  {words:52} {run.summary[key]:{form}}{unit}")
     lines.append(f"  weights sha256 {run.summary['weights_sha256']}")
@@ -189,14 +211,16 @@ def comparison(places: Sequence[Path], out: Path | None) -> str:
     found = sorted({file.parent for place in places for file in place.rglob("summary.json")})
     if not found:
         raise BadInput("report", " ".join(map(str, places)), "no run with a summary.json below it")
-    groups = grouped([Run.read(path) for path in found])
+    runs = [Run.read(path) for path in found]
+    on, groups = evaluated_on(runs), grouped(runs)
     table = pd.DataFrame([tabulate(label, runs) for label, runs in groups.items()])
-    text = markdown(table)
+    text = markdown(table, on)
     lost = {file.parent for place in places for file in place.rglob("provenance.json")} - set(found)
     if lost:
         text += f"\n\nNot counted, stopped without a summary: {', '.join(map(str, sorted(lost)))}"
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
+        table = columns_of(on, table)
         table.to_csv(out / "table.csv", index=False, float_format="%.6g", lineterminator="\n")
         (out / "table.md").write_text(text + "\n")
         settings = sorted({run.setting for runs in groups.values() for run in runs})
@@ -270,6 +294,11 @@ def tabulate(label: str, runs: Sequence[Run]) -> dict[str, Any]:
     return line
 
 
+def columns_of(on: str, table: pd.DataFrame) -> pd.DataFrame:
+    """The table with columns that say whose errors they are."""
+    return table.rename(columns=lambda name: re.sub(r"^test_error", f"{on}_error", name))
+
+
 def percent(row: Mapping[str, Any], key: str) -> str:
     """A row's error in percent, mean ± standard deviation, and what diverged beside it."""
     mean, std, ranked = (row[f"{key}_pct_{part}"] for part in ("mean", "std", "ranked"))
@@ -278,9 +307,9 @@ def percent(row: Mapping[str, Any], key: str) -> str:
     return text if np.isnan(ranked) else f"{text} ({ranked:.2f} with {row['diverged']} diverged)"
 
 
-def markdown(table: pd.DataFrame) -> str:
+def markdown(table: pd.DataFrame, on: str = "test") -> str:
     """The comparison as a Markdown table, errors in percent as mean ± standard deviation."""
-    head = ["rule", "n", "test error, best %", "test error, final %", "test error, last-10 %"]
+    head = ["rule", "n", *(f"{on} error, {which} %" for which in ("best", "final", "last-10"))]
     head += ["train error, final %", "mean delay", "dc_ratio", "simulated s"]
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
     for row in table.to_dict("records"):
@@ -296,12 +325,13 @@ def markdown(table: pd.DataFrame) -> str:
 
 
 def draw(groups: Mapping[str, Sequence[Run]], title: str) -> Figure:
-    """Test error against epochs and simulated time: mean over finished runs, range shaded.
+    """Error against epochs and simulated time: mean over finished runs, range shaded.
 
     A single run is drawn whatever its status; a task without classes shows its loss.
     """
     figure = Figure(figsize=(9.5, 4.2), layout="constrained")
     by_epoch, by_time = figure.subplots(1, 2, sharey=True)
+    on = evaluated_on([run for runs in groups.values() for run in runs])
     kinds = [runs[0].kind for runs in groups.values()]
     distinct = len(set(kinds)) == len(kinds) and set(kinds) <= set(RULES)
     for k, (label, runs) in enumerate(groups.items()):
@@ -321,7 +351,7 @@ def draw(groups: Mapping[str, Sequence[Run]], title: str) -> Figure:
             if len(values) > 1:
                 low, high = values.min(0), values.max(0)
                 axes.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
-        by_epoch.set_ylabel("test error (%)" if has_error else "loss")
+        by_epoch.set_ylabel(f"{on} error (%)" if has_error else "loss")
     by_epoch.set_xlabel("epochs of effective passes")
     by_time.set_xlabel("simulated seconds")
     by_epoch.legend(frameon=False)

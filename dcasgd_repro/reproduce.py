@@ -26,7 +26,7 @@ from hydra.errors import HydraException
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
-from dcasgd_repro.config import length_of, stop_push
+from dcasgd_repro.config import evaluated_on, length_of, stop_push
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.launchers import Handle, Launcher
 from dcasgd_repro.study import MEANS, Cell, Study, identity
@@ -125,7 +125,7 @@ class Display(Protocol):
 
 
 def jobs_of(study: Study, scale: str, seeds: int, extra: Sequence[str] = ()) -> list[Job]:
-    """All runs of a study, seed after seed: 0, 1, ... of every cell, then the ``extra_seeds``.
+    """All runs of a study, seed after seed: the first of every cell, ..., then ``extra_seeds``.
 
     ``extra`` may only say with what means to compute (engine, threads, device, ...): anything else
     would be another study's numbers. Raises BadInput.
@@ -137,14 +137,15 @@ def jobs_of(study: Study, scale: str, seeds: int, extra: Sequence[str] = ()) -> 
                 "would make it another study: copy its folder under another name, change the grid"
             )
             raise BadInput(key, value, remedy)
-    jobs = []
+    study, jobs = study.at(scale), []
     with initialize_config_module("dcasgd_repro.conf", version_base="1.3"):
         if study.stop_epoch is not None:
             extra = (*extra, f"stop_epoch={study.stop_epoch:g}")
         configs = {cell.name: _composed(cell, scale, extra) for cell in study.cells}
-    for seed in range(seeds + max(study.extra_seeds.values(), default=0)):
+    for k in range(seeds + max(study.extra_seeds.values(), default=0)):
+        seed = study.first_seed + k
         for cell in study.cells:
-            if seed >= seeds + study.extra_seeds.get(cell.name, 0):
+            if k >= seeds + study.extra_seeds.get(cell.name, 0):
                 continue
             words, cfg, pushes = configs[cell.name]
             cfg.seed = seed
@@ -298,6 +299,7 @@ def _killed(job: Job) -> dict[str, Any]:
     cfg = OmegaConf.load(job.path / "config.yaml")
     rule = get_class(cfg.rule._target_).name  # type: ignore[attr-defined]
     told = {"status": "failed", "last_line": job.last_line(), "exp": cfg.exp, "scale": cfg.scale}
+    told |= {"evaluated_on": evaluated_on(cfg)}  # type: ignore[arg-type]
     told |= {"task": None, "rule": rule, "workers": cfg.workers, "seed": cfg.seed}
     return {**told, "pushes": job.done(), "wall_s": None, "weights_sha256": None}
 

@@ -3,6 +3,7 @@
 grid.yaml   what to run and to ask, see KEYS
 claim.md    what the paper says, and what we call reproduced; written before the runs
 paper.csv   the paper's numbers by cell; curves.csv its digitised curves
+tuned.yaml  what `dcasgd-repro tune` found, by scale; written by it
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ import yaml
 from omegaconf import DictConfig
 
 from dcasgd_repro.config import APART, flat
-from dcasgd_repro.errors import BadInput
+from dcasgd_repro.errors import BadInput, check_number, check_whole
 from dcasgd_repro.measures import MEASURES
 
 FOLDER = Path(__file__).parents[1] / "experiments"
@@ -35,6 +36,9 @@ KEYS = {
     "cells": "name: what one types after `dcasgd-repro train`",
     "for": "axis: [values]; a cell or claim with {axis} in it stands for one of each value",
     "runs_of": "the study whose runs these are, in place of cells",
+    "tune": "a key and each cell's values of it, to choose the best by validation, see Tune",
+    "tuned_by": "the study whose choice stands for {tuned} in the cell of the same name",
+    "first_seed": "its seeds are this one and those after it; 0 unless told",
     "claims": "a list, see Claim",
     "figure": "how it is drawn, see figures.py",
     "measure": "what claims are about, see measures.py; last10 unless told",
@@ -49,8 +53,18 @@ KEYS = {
     "words": "what to print in place of a verdict",
 }
 
-FIGURES = ("table", "epochs", "seconds", "lambda", "workers", "readings", "prefix", "settings")
-FIGURES += ("taylor",)
+FIGURES = (
+    "table",
+    "epochs",
+    "seconds",
+    "lambda",
+    "workers",
+    "readings",
+    "prefix",
+    "settings",
+    "lr",
+    "taylor",
+)
 OURS = ("seed", "seeds", "scale", "run_dir", "resume", "exp", "stop_epoch")  # not for a cell to say
 
 
@@ -60,6 +74,39 @@ class Cell:
 
     name: str
     overrides: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Tune:
+    """A grid to tune: ``tune`` in a grid.yaml. A trial is a cell with one of its values.
+
+    ``key``         of the config, as lr.base
+    ``values``      cell: its values, ascending; every cell has as many
+    ``factor``      between a grid's end and the value that it is extended by
+    ``validation``  the last so many training images, which the trials are evaluated on
+    """
+
+    key: str
+    values: Mapping[str, tuple[float, ...]]
+    factor: float
+    validation: int
+
+    def __post_init__(self) -> None:
+        for cell, values in self.values.items():
+            for value in values:
+                check_number(f"tune.values.{cell}", value, ends="()")
+            if len(values) < 2:
+                remedy = "a grid has 2 values or more: one alone is no choice"
+                raise BadInput(f"tune.values.{cell}", list(values), remedy)
+            if list(values) != sorted(set(values)):
+                raise BadInput(
+                    f"tune.values.{cell}", list(values), "give them ascending, each once"
+                )
+        if len({len(values) for values in self.values.values()}) > 1:
+            counts = ", ".join(f"{cell}: {len(values)}" for cell, values in self.values.items())
+            raise BadInput("tune.values", counts, "give every cell as many values: equal budgets")
+        check_number("tune.factor", self.factor, 1, ends="()")
+        check_whole("tune.validation", self.validation)
 
 
 @dataclass(frozen=True)
@@ -146,6 +193,9 @@ class Study:
     epochs: tuple[float, ...] = ()
     level: float = 50.0
     stop_epoch: float | None = None
+    tune: Tune | None = None
+    tuned_by: str | None = None  # a folder
+    first_seed: int = 0
     extra_seeds: Mapping[str, int] = field(default_factory=dict)
     words: Mapping[str, str] = field(default_factory=dict)
 
@@ -153,6 +203,78 @@ class Study:
     def paper(self) -> pd.DataFrame:
         """The paper's numbers, a row for each cell that it has; empty where it has none."""
         return _table(self.folder / "paper.csv", ["cell"]).set_index("cell")
+
+    @property
+    def tuned(self) -> dict[str, Any]:
+        """What its tuned.yaml says, by scale; empty without one. Raises BadInput."""
+        path = self.folder / "tuned.yaml"
+        if not path.exists():
+            return {}
+        try:
+            content = yaml.safe_load(path.read_text())
+            for of_scale in content.values():
+                for cell, found in of_scale["cells"].items():
+                    check_number(f"{cell}.value", found["value"], ends="()")
+                    check_whole(f"{cell}.tried", len(found["tried"]), 2)
+        except (OSError, yaml.YAMLError, AttributeError, TypeError, KeyError, ValueError) as error:
+            told = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise BadInput("tuned", path, f"not readable ({told}): {self.again('')}") from None
+        return dict(content)
+
+    def again(self, scale: str) -> str:
+        """The command that makes its runs."""
+        words = f"dcasgd-repro {'tune' if self.tune else 'reproduce'} {self.name}"
+        return f"{words} scale={scale}" if scale else words
+
+    def at(self, scale: str) -> Study:
+        """The study with the cells that are runs at that scale. Raises BadInput.
+
+        Of a grid to tune, one for each trial, as far as the grid was extended there. A choice of
+        another study is filled in; without that choice it is refused.
+        """
+        if self.tune is not None:
+            return self.trials(self.grid(scale))
+        if self.tuned_by is None:
+            return self
+        source = study(self.tuned_by)
+        if scale not in source.tuned:
+            remedy = f"nothing is chosen for scale={scale} yet; first: {source.again(scale)}"
+            raise BadInput("tuned_by", source.name, remedy)
+        chosen = source.tuned[scale]["cells"]
+        taken = [c.name for c in self.cells if any("{tuned}" in word for word in c.overrides)]
+        if lacking := [name for name in taken if name not in chosen]:
+            remedy = f"nothing is chosen for {', '.join(lacking)}; first: {source.again(scale)}"
+            raise BadInput("tuned_by", source.name, remedy)
+        cells = [
+            Cell(
+                c.name,
+                tuple(w.replace("{tuned}", f"{chosen[c.name]['value']:g}") for w in c.overrides),
+            )
+            if any("{tuned}" in word for word in c.overrides)
+            else c
+            for c in self.cells
+        ]
+        return replace(self, cells=tuple(cells), tuned_by=None)
+
+    def grid(self, scale: str) -> dict[str, tuple[float, ...]]:
+        """The values of each cell of a grid to tune, as far as it was extended at that scale."""
+        assert self.tune is not None
+        found = self.tuned.get(scale, {}).get("cells", {})
+        return {
+            cell: tuple(found[cell]["tried"]) if cell in found else values
+            for cell, values in self.tune.values.items()
+        }
+
+    def trials(self, grid: Mapping[str, Sequence[float]]) -> Study:
+        """The study with a cell for each value of a grid, named cell-value."""
+        assert self.tune is not None
+        held_out = f"validation={self.tune.validation}"
+        cells = tuple(
+            Cell(f"{c.name}-{value:g}", (*c.overrides, f"{self.tune.key}={value:g}", held_out))
+            for c in self.cells
+            for value in grid[c.name]
+        )
+        return replace(self, cells=cells, tune=None)
 
     @cached_property
     def curves(self) -> pd.DataFrame:
@@ -209,7 +331,10 @@ def _read(folder: Path, content: Any) -> Study:
         cells, runs_of = whole.cells, whole.runs_of
     else:
         cells = tuple(
-            Cell(key.format(**point), tuple(shlex.split(str(text).format(**point))))
+            Cell(
+                key.format(**point),
+                tuple(shlex.split(str(text).format(**{"tuned": "{tuned}", **point}))),
+            )
             for key, text in content["cells"].items()
             for point in (points if "{" in key else [{}])
         )
@@ -232,6 +357,9 @@ def _read(folder: Path, content: Any) -> Study:
                 f"cell {cell.name} sets {', '.join(sorted(ours))}, which is for reproduce to say"
             )
             raise BadInput("study", grid, remedy)
+    tune, tuned_by = _tune(content, cells), _tuned_by(folder, content, cells)
+    first_seed = content.get("first_seed", 0)
+    check_whole("first_seed", first_seed, 0)
     stop, extra = content.get("stop_epoch"), dict(content.get("extra_seeds") or {})
     known = {cell.name for cell in cells}
     for name, count in extra.items():
@@ -266,9 +394,57 @@ def _read(folder: Path, content: Any) -> Study:
         epochs=tuple(float(epoch) for epoch in content.get("epochs") or ()),
         level=float(content.get("level", 50.0)),
         stop_epoch=None if stop is None else float(stop),
+        tune=tune,
+        tuned_by=tuned_by,
+        first_seed=first_seed,
         extra_seeds=extra,
         words=dict(content.get("words") or {}),
     )
+
+
+def _tune(content: Mapping[str, Any], cells: Sequence[Cell]) -> Tune | None:
+    if "tune" not in content:
+        if content.get("figure") == "lr":
+            raise BadInput("figure", "lr", "draws a grid to tune, and this study has no tune")
+        return None
+    given, names = content["tune"], {cell.name for cell in cells}
+    wanted = {"key", "values", "factor", "validation"}
+    if not isinstance(given, dict) or given.keys() != wanted:
+        odd = sorted(given.keys() ^ wanted) if isinstance(given, dict) else given
+        raise BadInput("tune", odd, f"its keys are {', '.join(sorted(wanted))}, all needed")
+    if odd := sorted({"runs_of", "tuned_by", "first_seed", "extra_seeds"} & content.keys()):
+        raise BadInput("tune", odd[0], "does not go with a grid to tune; leave it out")
+    values = given["values"]
+    if not isinstance(values, dict) or values.keys() != names:
+        odd = ", ".join(sorted(names ^ set(values))) if isinstance(values, dict) else values
+        raise BadInput("tune.values", odd, "give each cell its list of values, and no other one")
+    for cell, of_cell in values.items():
+        if not isinstance(of_cell, list):
+            raise BadInput(f"tune.values.{cell}", of_cell, "give a list of numbers")
+    grid = {cell.name: tuple(values[cell.name]) for cell in cells}
+    return Tune(str(given["key"]), grid, given["factor"], given["validation"])
+
+
+def _tuned_by(folder: Path, content: Mapping[str, Any], cells: Sequence[Cell]) -> str | None:
+    """The folder of the study that tuned this one's cells."""
+    taken = {cell.name for cell in cells if any("{tuned}" in word for word in cell.overrides)}
+    if "tuned_by" not in content:
+        if taken:
+            raise BadInput(
+                "tuned_by", None, f"{', '.join(sorted(taken))}: name the study of {{tuned}}"
+            )
+        return None
+    name = str(content["tuned_by"])
+    beside = folder.parent / name
+    source = study(str(beside) if (beside / "grid.yaml").exists() else name)
+    if source.tune is None:
+        raise BadInput("tuned_by", name, "that study has no tune in its grid.yaml")
+    if not taken:
+        raise BadInput("tuned_by", name, "no cell has {tuned} in it; write lr.base={tuned}")
+    if odd := sorted(taken - source.tune.values.keys()):
+        remedy = f"it tunes no {', '.join(odd)}; it tunes {', '.join(source.tune.values)}"
+        raise BadInput("tuned_by", name, remedy)
+    return str(source.folder)
 
 
 CLAIMS = {  # kind of claim: the keys that it may have, those that it must have first

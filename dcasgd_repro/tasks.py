@@ -226,6 +226,8 @@ class Classifier:
     def evaluate(self, w: Tensor, sent: Sequence[Tensor]) -> dict[str, float]:
         """Error rates in [0, 1] and mean cross-entropy at w [P], on un-augmented images.
 
+        ``test_error`` and ``test_loss`` are of the data's validation images, where it keeps some.
+
         ``sent``: the vectors that the workers hold, [P] each. Read for ``statistics="workers"``
         only; after a push they include the one that it was computed at, so even one worker lags.
         """

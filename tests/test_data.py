@@ -23,8 +23,18 @@ import torch
 from PIL import Image
 
 from dcasgd_repro.data import fetch
-from dcasgd_repro.data.images import CIFAR10, EPOCHS_KEPT, Images, Synthetic, generate
+from dcasgd_repro.data.images import (
+    CIFAR10,
+    CIFAR10_MEAN,
+    CIFAR10_STD,
+    EPOCHS_KEPT,
+    Images,
+    Synthetic,
+    generate,
+)
 from dcasgd_repro.errors import BadInput
+from dcasgd_repro.models import ResNet
+from dcasgd_repro.tasks import Classification
 
 RECORDS = 20  # a batch file of the small data set
 NAMES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
@@ -650,6 +660,76 @@ def test_cifar10_takes_the_first_images(small, tmp_path):
             CIFAR10(root, 2, 5, 1, True, **{key: value})
     with pytest.raises(BadInput, match="augment=crop"):
         CIFAR10(root, 2, 5, 1, "crop")
+
+
+def test_the_validation_images_are_the_last_and_train_nothing(small, tmp_path):
+    small.write("binary folder", tmp_path)
+    root, (pixels, labels) = str(tmp_path), fetch.load(tmp_path)[0]
+    data = CIFAR10(root, 2, 5, 1, False, validation=30).load("cpu", torch.float64)
+    assert data.size == 70  # of 100
+    assert data.md5 == fetch.verify(tmp_path)
+    (held_out,) = data.test_chunks()
+    assert held_out.labels.tolist() == labels[70:].tolist()
+    expected = normalised(pixels[70:], CIFAR10_MEAN, CIFAR10_STD)
+    np.testing.assert_allclose(held_out.images.numpy(), expected, atol=1e-12)
+    held = {image.numpy().tobytes() for image in held_out.images}
+    trained = {i.numpy().tobytes() for m in (0, 1) for k in range(21) for i in data.batch(m, k)[0]}
+    fixed = {i.numpy().tobytes() for chunk in data.train_chunks() for i in chunk.images}
+    assert (len(held), len(trained), len(fixed)) == (30, 70, 70)
+    assert trained == fixed
+    assert not trained & held
+    # Where training took fewer images anyway, it takes the same ones.
+    split = CIFAR10(root, 2, 5, 1, True, train_images=40, validation=60).load()
+    whole = CIFAR10(root, 2, 5, 1, True, train_images=40).load()
+    for k in range(9):
+        assert torch.equal(split.batch(1, k).images, whole.batch(1, k).images)
+
+
+def test_with_a_split_the_test_images_are_not_looked_at(small, tmp_path, monkeypatch):
+    small.write("binary folder", tmp_path)
+    conf = CIFAR10(str(tmp_path), 2, 5, 1, True, validation=30)
+    task = Classification(ResNet(8, 2), conf, stats_images=40, train_images=40)
+    cpu = torch.device("cpu")
+    one, load = task.on(cpu), fetch.load
+    w = one.initial(0)
+
+    def corrupted(root):
+        train, (images, labels) = load(root)
+        return train, (np.zeros_like(images), np.full_like(labels, 9))
+
+    monkeypatch.setattr(fetch, "load", corrupted)
+    two = task.on(cpu)
+    assert two.evaluate(w, [w]) == one.evaluate(w, [w])
+    assert all(torch.equal(a, b) for a, b in zip(two.batch(1, 3), one.batch(1, 3), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("validation", "images", "told"),
+    [
+        (100, None, "validation=100: leaves nothing to train on; give less than 100"),
+        (101, 10, "validation=101: leaves nothing to train on"),
+        (0, None, "validation=0: give a whole number >= 1"),
+        (-5, None, "validation=-5: give a whole number >= 1"),
+        (2.5, None, "validation=2.5: give a whole number >= 1"),
+        (True, None, "validation=True: give a whole number >= 1"),
+        (30, 71, "train_images=71: the last 30 of 100 are for validation; give images=70"),
+        (30, 0, "train_images=0: give a whole number >= 1"),
+    ],
+)
+def test_a_split_that_is_none_is_refused(small, validation, images, told):
+    with pytest.raises(BadInput) as refused:
+        CIFAR10(None, 1, 5, 1, False, train_images=images, validation=validation)
+    assert str(refused.value).startswith(told)
+
+
+def test_synthetic_validation_images_come_after_the_training_images():
+    plain = Synthetic(2, 8, 1, True, train_images=48, test_images=16).load()
+    split = Synthetic(2, 8, 1, True, train_images=48, test_images=16, validation=24).load()
+    longer = Synthetic(2, 8, 1, True, train_images=72, test_images=16).load()
+    assert torch.equal(split.batch(1, 5).images, plain.batch(1, 5).images)
+    (held_out,), (every,) = split.test_chunks(), longer.train_chunks()
+    assert torch.equal(held_out.images, every.images[48:])
+    assert held_out.labels.tolist() == every.labels[48:].tolist()
 
 
 def test_cifar10_never_downloads(small, tmp_path):

@@ -157,6 +157,24 @@ def test_the_first_images_are_of_all_classes(flat: Path) -> None:
 # --- pixels against torchvision -------------------------------------------------------------------
 
 
+def test_the_validation_images_are_the_last_of_train_in_their_mixed_order(flat: Path) -> None:
+    whole, split = folders(flat), folders(flat, validation=6)
+    assert (split.size, split.md5) == (whole.size - 6, whole.md5)
+    every = [*zip(whole._train.files, whole._train.labels, strict=True)]
+    assert [*zip(split._train.files, split._train.labels, strict=True)] == every[:-6]
+    assert [*zip(split._test.files, split._test.labels, strict=True)] == every[-6:]
+    assert split._test.folder == flat / "train"
+    assert sum(len(chunk.labels) for chunk in split.test_chunks()) == 6
+    most = whole.size
+    for keys, told in (
+        ({"validation": most}, f"validation={most}: leaves nothing to train on"),
+        ({"validation": -1}, "validation=-1: give a whole number"),
+        ({"validation": 6, "train_images": most - 5}, f"give images={most - 6}"),
+    ):
+        with pytest.raises(BadInput, match=told):
+            folders(flat, **keys)
+
+
 def files(root: Path, split: str) -> Iterator[tuple[Path, Image.Image]]:
     for path in sorted((root / split).rglob("*.*")):
         if path.suffix != ".txt":

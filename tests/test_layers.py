@@ -18,6 +18,7 @@ FLOORS = [
     {"experiment", "report", "bench"},
     {"probed"},
     {"evidence", "reproduce"},
+    {"tune"},
     {"figures", "display", "verify"},
     {"results"},
     {"cli"},
@@ -63,6 +64,7 @@ def test_imports_go_down(path: Path) -> None:
         "data.decode",
         "results",
         "reproduce",
+        "tune",
     ],
 )
 def test_answers_without_torch(module: str) -> None:

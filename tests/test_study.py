@@ -30,11 +30,17 @@ def grid(folder: Path, content: object) -> str:
 @pytest.mark.parametrize("name", names())
 def test_every_cell_composes_and_is_a_run_of_its_own(name: str) -> None:
     chosen = study(name)
-    jobs = jobs_of(chosen, "laptop" if chosen.stop_epoch is None else chosen.paper_scale, 1)
-    assert [job.cell for job in jobs if job.seed == 0] == list(chosen.cells)
+    scale = "laptop" if chosen.stop_epoch is None else chosen.paper_scale
+    if chosen.tuned_by and scale not in study(chosen.tuned_by).tuned:
+        with pytest.raises(BadInput, match=r"^tuned_by=.* first: dcasgd-repro tune"):
+            jobs_of(chosen, scale, 1)
+        return
+    jobs = jobs_of(chosen, scale, 1)
+    first = [job.cell for job in jobs if job.seed == chosen.first_seed]
+    assert first == list(chosen.at(scale).cells)
     assert len({job.path for job in jobs}) == len(jobs)  # no cell twice under two names
     assert (chosen.folder / "claim.md").read_text().startswith("# ")
-    known = {cell.name for cell in chosen.cells}
+    known = {cell.name for cell in chosen.at(scale).cells}
     assert set(chosen.paper.index) <= known
     assert set(chosen.curves["cell"]) <= known
 

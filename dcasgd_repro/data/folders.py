@@ -19,7 +19,14 @@ import numpy as np
 import torch
 
 from dcasgd_repro.data.decode import DRAWS, Decoders, Draws, Job, Pixels
-from dcasgd_repro.data.images import Batch, Normalise, Partitioned, batches_per_epoch, stream
+from dcasgd_repro.data.images import (
+    Batch,
+    Normalise,
+    Partitioned,
+    batches_per_epoch,
+    stream,
+    trained_on,
+)
 from dcasgd_repro.errors import BadInput, check_choice, check_whole
 
 # Of ImageNet's training images as torchvision's models take them, in units of the pixel range.
@@ -46,6 +53,8 @@ class ImageFolder:
         augment: a random window (see `decode.window`) and flip of each training image; else, and
             in evaluation, the centre.
         train_images, test_images: use only the first so many; None for all.
+        validation: keep the last so many training images out of training, and evaluate on them in
+            place of those of ``val``; None for none.
         size: pixels on each side of what the network sees.
         resize: pixels that the shorter side is given before the centre is cut out.
         processes: that decode; None for one per CPU core, 0 to decode in this one. Changes no bit.
@@ -61,9 +70,10 @@ class ImageFolder:
     size: int = 224
     resize: int = 256
     processes: int | None = None
+    validation: int | None = None
 
     def __post_init__(self) -> None:
-        for key in ("train_images", "test_images"):
+        for key in ("train_images", "test_images", "validation"):
             if getattr(self, key) is not None:
                 check_whole(key, getattr(self, key))
         check_whole("size", self.size, 1, 4096)
@@ -86,13 +96,15 @@ class ImageFolder:
             name = min(odd)
             has, lacks = ("train", "val") if name in train.classes else ("val", "train")
             raise BadInput("root", root, f"class {name} is in {has} but not in {lacks}; add it")
-        return Folders(
-            self,
-            train.first("train_images", self.train_images),
-            test.first("test_images", self.test_images),
-            torch.device(device),
-            dtype,
-        )
+        md5 = {"train": train.md5, "val": test.md5}
+        if self.validation is None:
+            trained = train.first("train_images", self.train_images)
+            evaluated = test.first("test_images", self.test_images)
+        else:
+            whole = len(train.files)
+            used = trained_on(self.train_images, self.validation, whole)
+            trained, evaluated = train[:used], train[whole - self.validation :]
+        return Folders(self, trained, evaluated, md5, torch.device(device), dtype)
 
 
 @dataclass(frozen=True)
@@ -145,7 +157,10 @@ class Listing:
         """The first ``count`` images, or all; the identity stays that of the whole folder."""
         if count is not None and count > (have := len(self.files)):
             raise BadInput(key, count, f"{self.folder} has {have:,} images; give at most {have}")
-        return Listing(self.folder, self.classes, self.files[:count], self.labels[:count], self.md5)
+        return self[:count]
+
+    def __getitem__(self, some: slice) -> Listing:
+        return Listing(self.folder, self.classes, self.files[some], self.labels[some], self.md5)
 
 
 class Folders(Partitioned[np.ndarray]):
@@ -156,12 +171,13 @@ class Folders(Partitioned[np.ndarray]):
         conf: ImageFolder,
         train: Listing,
         test: Listing,
+        md5: dict[str, str],
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
         super().__init__(len(train.files), conf.workers, conf.batch, conf.seed)
         self.name, self.classes = "imagefolder", len(train.classes)
-        self.md5 = {"train": train.md5, "val": test.md5}
+        self.md5 = md5
         self.augment, self.device, self.dtype = conf.augment, device, dtype
         self._conf, self._train, self._test = conf, train, test
         self._normalised = Normalise(IMAGENET_MEAN, IMAGENET_STD, conf.size**2, device, dtype)
@@ -194,7 +210,7 @@ class Folders(Partitioned[np.ndarray]):
         return self._chunks(self._train, count, size)
 
     def test_chunks(self, size: int = CHUNK) -> Iterator[Batch]:
-        """The centres of all test images, in a fixed order; the last chunk may be smaller."""
+        """The centres of all images evaluated on, in a fixed order; the last chunk may be less."""
         return self._chunks(self._test, len(self._test.files), size)
 
     def _chunks(self, split: Listing, count: int, size: int) -> Iterator[Batch]:

@@ -130,7 +130,8 @@ class Images(Partitioned[_Epoch]):
     each from a stream of its own: switching augmentation off leaves the order alone.
 
     Args:
-        train, test: ``(images, labels)``, uint8 [N, C, H, W] and int64 [N].
+        train, test: ``(images, labels)``, uint8 [N, C, H, W] and int64 [N]. ``test`` is what is
+            evaluated on: the test images, or the validation images.
         mean, std: per channel, in units of the pixel range: images are ``(x / 255 - mean) / std``.
         seed: of the order and the augmentation, >= 0.
         md5: file name -> md5, what identifies the data; empty for generated data.
@@ -203,7 +204,7 @@ class Images(Partitioned[_Epoch]):
         return self._chunks(self._train[:count, inside, inside], self._train_labels[:count], size)
 
     def test_chunks(self, size: int = 1000) -> Iterator[Batch]:
-        """All test images, as they are, in a fixed order; the last chunk may be smaller."""
+        """All images evaluated on, as they are, in a fixed order; the last chunk may be smaller."""
         return self._chunks(self._test, self._test_labels, size)
 
     def _chunks(self, images: Tensor, labels: Tensor, size: int) -> Iterator[Batch]:
@@ -232,6 +233,8 @@ class CIFAR10:
         seed: of the order and the augmentation.
         augment: random crops and flips of the training images.
         train_images, test_images: use only the first so many; None for all.
+        validation: keep the last so many training images out of training, and evaluate on them in
+            place of the test images; None to train on all and evaluate on the test images.
     """
 
     root: str | None
@@ -241,12 +244,16 @@ class CIFAR10:
     augment: bool
     train_images: int | None = None
     test_images: int | None = None
+    validation: int | None = None
 
     def __post_init__(self) -> None:
         _limit("test_images", self.test_images, fetch.RECORDS)
-        available = _limit("train_images", self.train_images, 5 * fetch.RECORDS)
-        batches_per_epoch(available, self.workers, self.batch, self.seed)
+        batches_per_epoch(self._trained_on, self.workers, self.batch, self.seed)
         check_choice("augment", self.augment, (True, False))
+
+    @property
+    def _trained_on(self) -> int:
+        return trained_on(self.train_images, self.validation, 5 * fetch.RECORDS)
 
     def load(
         self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
@@ -255,8 +262,8 @@ class CIFAR10:
         train, test = fetch.load(self.root)
         return Images(
             "cifar10",
-            _first(train, self.train_images),
-            _first(test, self.test_images),
+            _first(train, self._trained_on),
+            _last(train, self.validation) if self.validation else _first(test, self.test_images),
             mean=CIFAR10_MEAN,
             std=CIFAR10_STD,
             workers=self.workers,
@@ -282,6 +289,8 @@ class Synthetic:
     Args:
         noise: standard deviation of the pixel noise, in units of the pixel range (0 to 255).
         workers, batch, seed, augment: as for `CIFAR10`.
+        validation: evaluate on so many training images after the first ``train_images``, which
+            training never sees; None to evaluate on the test images.
     """
 
     workers: int
@@ -292,10 +301,13 @@ class Synthetic:
     test_images: int = 1024
     classes: int = 10
     noise: float = 60.0
+    validation: int | None = None
 
     def __post_init__(self) -> None:
         for key in ("train_images", "test_images"):
-            check_whole(key, getattr(self, key), 1, 200_000)
+            check_whole(key, getattr(self, key), 1, MOST)
+        if self.validation is not None:
+            check_whole("validation", self.validation, 1, MOST)
         check_whole("classes", self.classes, 2)
         batches_per_epoch(self.train_images, self.workers, self.batch, self.seed)
         check_choice("augment", self.augment, (True, False))
@@ -305,10 +317,16 @@ class Synthetic:
         self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> Images:
         """The data on the device, generated in about a third of a second."""
+        held_out = self.validation or 0
+        train = generate("train", self.train_images + held_out, self.classes, self.noise)
+        if held_out:
+            evaluated = _last(train, held_out)
+        else:
+            evaluated = generate("test", self.test_images, self.classes, self.noise)
         return Images(
             "synthetic",
-            generate("train", self.train_images, self.classes, self.noise),
-            generate("test", self.test_images, self.classes, self.noise),
+            _first(train, self.train_images),
+            evaluated,
             mean=(0.5, 0.5, 0.5),
             std=(0.25, 0.25, 0.25),
             workers=self.workers,
@@ -321,6 +339,7 @@ class Synthetic:
         )
 
 
+MOST = 200_000  # generated images
 SYNTHETIC_SEED = 2017  # of the generated data set itself, whatever the run's seed
 FREQUENCIES = 3  # periods over the width of a pattern, at most
 
@@ -366,6 +385,32 @@ def _channels_last(images: fetch.Bytes, pad: int) -> Tensor:
 
 def _first(split: Split, count: int | None) -> Split:
     return split[0][:count], split[1][:count]
+
+
+def _last(split: Split, count: int) -> Split:
+    return split[0][-count:], split[1][-count:]
+
+
+def trained_on(images: int | None, validation: int | None, available: int) -> int:
+    """How many training images are trained on: the first ``images``, or all but ``validation``.
+
+    Raises BadInput for a split that leaves no image to train on, and for ``images`` that would
+    train on some of the last ``validation``, which are for evaluation.
+    """
+    if validation is None:
+        return _limit("train_images", images, available)
+    check_whole("validation", validation)
+    if validation >= available:
+        remedy = f"leaves nothing to train on; give less than {available}, or null for none"
+        raise BadInput("validation", validation, remedy)
+    left = available - validation
+    if images is None:
+        return left
+    check_whole("train_images", images)
+    if images > left:
+        remedy = f"the last {validation} of {available} are for validation; give images={left}"
+        raise BadInput("train_images", images, remedy)
+    return images
 
 
 def batches_per_epoch(size: int, workers: int, batch: int, seed: int) -> int:
