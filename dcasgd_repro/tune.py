@@ -119,6 +119,12 @@ def rounds(
         if not all(job.ended for job in jobs):
             return
         found = of_jobs(chosen, grid, jobs)
+        for cell, of_cell in found.items():
+            if not all(np.isfinite(trial.mean) for trial in of_cell):
+                remedy = (
+                    f"its runs have no last-10 error at scale={scale}; evaluate after the last drop"
+                )
+                raise BadInput("cell", cell, remedy)
         if all(inside(of_cell) for of_cell in found.values()):
             return
         grid = extended(found, chosen.tune.factor)
