@@ -22,6 +22,7 @@ FLOORS = [
     {"figures", "display", "verify"},
     {"results"},
     {"cli"},
+    {"__main__"},
 ]
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
 MODULES = sorted(PACKAGE.rglob("*.py"))
