@@ -33,6 +33,10 @@ class Step:
         for value in self.milestones:
             check_number("milestones", value)
 
+    def __str__(self) -> str:
+        up = f"{self.warmup:g} epochs of warm-up to " if self.warmup else ""
+        return f"{up}{self.base:g}, x{self.factor:g} after epochs {list(self.milestones)}"
+
     def __call__(self, epoch: float) -> float:
         rate = self.base * self.factor ** sum(epoch >= m for m in self.milestones)
         if epoch < self.warmup:
@@ -66,6 +70,9 @@ class Warmed:
         """The same rate with its warm-up in epochs."""
         warmup = self.share * self.epochs
         return Step(self.base, self.milestones, self.factor, warmup, 1 / self.workers)
+
+    def __str__(self) -> str:
+        return str(self.step)
 
     def __call__(self, epoch: float) -> float:
         return self.step(epoch)

@@ -21,8 +21,10 @@ from unittest import mock
 import numpy as np
 import torture
 
-from dcasgd_repro import checkpoint, cli, experiment, report
+from dcasgd_repro.cli import commands as cli
 from dcasgd_repro.errors import BadInput
+from dcasgd_repro.run import checkpoint, experiment, read
+from dcasgd_repro.run.plan import plan_of
 from dcasgd_repro.schedule import Exponential, Generated, Schedule
 
 ODD = [
@@ -193,8 +195,8 @@ def checkpoints(files: int, seed: int, place: Path) -> tuple[Counter[str], list[
     """Goes on from mutated checkpoints: refused, or equal to the uninterrupted run."""
     rng, seen, faults = random.Random(seed), Counter(), []
     few = ["rule=dcasgd_a", "epochs=0.5", "rule.mean_square=worker"]
-    whole_run = experiment.run(torture.config(few, place / "whole"), say=len)
-    expected = report.Run.read(whole_run).summary["weights_sha256"]
+    whole_run = experiment.run(plan_of(torture.config(few, place / "whole")), say=len)
+    expected = read.Run.read(whole_run).summary["weights_sha256"]
     good = (
         (whole_run / checkpoint.NEWEST).read_bytes(),
         (whole_run / checkpoint.PREVIOUS).read_bytes(),
@@ -209,8 +211,8 @@ def checkpoints(files: int, seed: int, place: Path) -> tuple[Counter[str], list[
         (run / checkpoint.PREVIOUS).write_bytes(mutated(good[1], rng) if both else good[1])
         try:
             with contextlib.redirect_stderr(io.StringIO()):
-                experiment.run(torture.config(few, run), say=len)
-            same = report.Run.read(run).summary["weights_sha256"] == expected
+                experiment.run(plan_of(torture.config(few, run)), say=len)
+            same = read.Run.read(run).summary["weights_sha256"] == expected
             seen["equal" if same else "DIFFERENT"] += 1
             if not same:
                 faults.append(f"checkpoint {k}: a different result")

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from dcasgd_repro import cli
 from dcasgd_repro.bench import page, parts, timing
 from dcasgd_repro.bench.timing import Row
+from dcasgd_repro.cli import commands as cli
 from dcasgd_repro.errors import BadInput
 
 ROOT = Path(__file__).parents[1]

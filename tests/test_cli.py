@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from dcasgd_repro import cli
+from dcasgd_repro.cli import commands as cli
 from dcasgd_repro.schedule import Schedule
 
 TINY = ["task=synthetic", "images=256", "batch=8", "test_images=32", "workers=4"]
@@ -92,7 +92,7 @@ def test_lambda_zero_gives_the_weights_of_asgd(call) -> None:
 def test_two_processes_give_the_same_weights(tmp_path: Path) -> None:
     hashes = set()
     for k in range(2):
-        command = [sys.executable, "-m", "dcasgd_repro.cli", "train", *TINY, f"run_dir={k}"]
+        command = [sys.executable, "-m", "dcasgd_repro", "train", *TINY, f"run_dir={k}"]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         hashes.add(summary_in(str(tmp_path / str(k)))["weights_sha256"])
@@ -240,7 +240,7 @@ def test_bad_input_is_one_line_and_exit_code_2(call, arguments: list[str], line:
 
 
 def test_ctrl_c_leaves_a_readable_directory_and_exits_130(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "dcasgd_repro.cli", "train", *TINY, "epochs=1000"]
+    command = [sys.executable, "-m", "dcasgd_repro", "train", *TINY, "epochs=1000"]
     process = subprocess.Popen(
         [*command, "run_dir=X"], cwd=tmp_path, text=True, stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONUNBUFFERED": "1"},

@@ -11,13 +11,16 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dcasgd_repro import cli, config, device, experiment, record
+from dcasgd_repro.cli.help import CONF
 from dcasgd_repro.errors import BadInput
+from dcasgd_repro.run import device, experiment, plan
+from dcasgd_repro.run import write as record
+from dcasgd_repro.run.plan import plan_of
 
-EXPERIMENTS = sorted(path.stem for path in (cli.CONF / "exp").glob("*.yaml"))
-RULES = sorted(path.stem for path in (cli.CONF / "rule").glob("*.yaml"))
-ENGINES = sorted(path.stem for path in (cli.CONF / "engine").glob("*.yaml"))
-SCHEDULES = sorted(path.stem for path in (cli.CONF / "schedule").glob("*.yaml"))
+EXPERIMENTS = sorted(path.stem for path in (CONF / "exp").glob("*.yaml"))
+RULES = sorted(path.stem for path in (CONF / "rule").glob("*.yaml"))
+ENGINES = sorted(path.stem for path in (CONF / "engine").glob("*.yaml"))
+SCHEDULES = sorted(path.stem for path in (CONF / "schedule").glob("*.yaml"))
 THREE_PUSHES = ["task=synthetic", "images=48", "batch=2", "epochs=0.125", "test_images=8"]
 FILES = [".lock", "checkpoint.pt", "config.yaml", "metrics.csv", "provenance.json"]
 FILES += ["schedule.csv.gz", "summary.json"]
@@ -31,9 +34,9 @@ def composed(*overrides: str) -> DictConfig:
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_runs_three_pushes(name: str, tmp_path: Path) -> None:
     item = "Table 2 and Figure 4" if "imagenet" in name else "Table 1 and Figure 2"
-    assert item in (cli.CONF / "exp" / f"{name}.yaml").read_text().splitlines()[1]
+    assert item in (CONF / "exp" / f"{name}.yaml").read_text().splitlines()[1]
     cfg = composed(f"+exp={name}", *THREE_PUSHES, f"run_dir={tmp_path / 'run'}")
-    run = experiment.run(cfg, ["argv"], say=lambda line: None)
+    run = experiment.run(plan_of(cfg), ["argv"], say=lambda line: None)
     assert sorted(p.name for p in run.iterdir()) == sorted([*FILES, "tensorboard"])
 
     summary = json.loads((run / "summary.json").read_text())
@@ -56,7 +59,7 @@ def test_every_experiment_runs_three_pushes(name: str, tmp_path: Path) -> None:
 def test_tensorboard_holds_the_rows_and_the_hparams_in_one_run(tmp_path: Path) -> None:
     cfg = composed("+exp=cifar_dc", "task=synthetic", f"run_dir={tmp_path / 'run'}", "epochs=1",
                    "probe.batch_error_every=9")  # fmt: skip
-    run = experiment.run(cfg, say=lambda line: None)
+    run = experiment.run(plan_of(cfg), say=lambda line: None)
     board = run / "tensorboard"
     assert [p.is_file() for p in board.iterdir()] == [True]  # no sub-run
     events = EventAccumulator(str(board)).Reload()
@@ -81,7 +84,7 @@ def test_every_rule_on_the_quadratic(rule: str, barrier: bool, tmp_path: Path) -
         "task=quadratic", f"rule={rule}", f"schedule.barrier={barrier}", "workers=4",
         f"run_dir={tmp_path / 'run'}", "images=64", "batch=1", "lr.base=0.05", "backup=push",
     )  # fmt: skip
-    summary = json.loads((experiment.run(cfg, say=len) / "summary.json").read_text())
+    summary = json.loads((experiment.run(plan_of(cfg), say=len) / "summary.json").read_text())
     assert summary["status"] == "finished"
     assert summary["test_loss_final"] < 0.55 / 2  # f(w_0) = 0.55
     assert summary["test_error_final"] is None
@@ -89,17 +92,19 @@ def test_every_rule_on_the_quadratic(rule: str, barrier: bool, tmp_path: Path) -
 
 @pytest.mark.parametrize("name", sorted(set(SCHEDULES) - {"file", "delays", "sequential"}))
 def test_every_schedule_gives_the_pushes_asked_for(name: str) -> None:
-    log = config.schedule_of(composed(f"schedule={name}", "workers=8"), 100)
+    log = plan.log_of(composed(f"schedule={name}", "workers=8"), 100)
     assert (log.pushes, log.workers) == (100, 8)
 
 
 def test_each_seed_moves_its_own_stream(tmp_path: Path) -> None:
     def numbers(k: int, *overrides: str) -> tuple[object, ...]:
         cfg = composed("task=synthetic", *THREE_PUSHES, *overrides, f"run_dir={tmp_path / str(k)}")
-        task = config.build(cfg, "task").on(device.set_device(cfg))
+        task = plan.build(cfg, "task").on(
+            device.set_device(cfg.device, cfg.threads, cfg.deterministic)
+        )
         w = record.weights_sha256(task.initial(cfg.seeds.initial))
         batch = task.batch(0, 0).images.sum().item()
-        return w, batch, config.schedule_of(cfg, 10).sha256()
+        return w, batch, plan.log_of(cfg, 10).sha256()
 
     base = numbers(0)
     for k, name in enumerate(("initial", "data", "schedule")):
@@ -111,7 +116,7 @@ def test_each_seed_moves_its_own_stream(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("given", "exact"), [("auto", True), ("true", True), ("false", False)])
 def test_determinism_is_asked_of_torch(given: str, exact: bool) -> None:
     try:
-        device.set_device(composed(f"deterministic={given}", "device=cpu"))
+        device.set_device("cpu", None, composed(f"deterministic={given}").deterministic)
         assert torch.are_deterministic_algorithms_enabled() is exact
         assert torch.utils.deterministic.fill_uninitialized_memory is False
     finally:
@@ -124,7 +129,7 @@ def test_every_engine_runs_from_its_config(name: str, tmp_path: Path) -> None:
         cfg = composed(
             "task=synthetic", *THREE_PUSHES, f"engine={engine}", f"run_dir={tmp_path / engine}"
         )
-        run = experiment.run(cfg, say=lambda line: None)
+        run = experiment.run(plan_of(cfg), say=lambda line: None)
         return json.loads((run / "summary.json").read_text())["weights_sha256"]
 
     same = weights(name) == weights("plain")
@@ -150,7 +155,7 @@ def test_a_bad_engine_is_refused_before_anything_is_written(
 ) -> None:
     cfg = composed("task=synthetic", "engine=threads", override, f"run_dir={tmp_path / 'x'}")
     with pytest.raises(BadInput, match=re.escape(text)):
-        experiment.run(cfg, say=lambda line: None)
+        experiment.run(plan_of(cfg), say=lambda line: None)
     assert not (tmp_path / "x").exists()
 
 
@@ -161,18 +166,18 @@ def test_fused_reaches_the_server(
     fused = []
     monkeypatch.setattr(experiment, "fuse", fused.append)
     cfg = composed("task=synthetic", *THREE_PUSHES, f"fused={given}", f"run_dir={tmp_path / 'x'}")
-    experiment.run(cfg, say=lambda line: None)
+    experiment.run(plan_of(cfg), say=lambda line: None)
     assert [server.pushes for server in fused] == ([3] if given == "true" else [])
 
 
 def test_lengths() -> None:
-    paper = config.Length(images=50_000, batch=128, epochs=160)
+    paper = plan.Length(images=50_000, batch=128, epochs=160)
     assert paper.pushes == 62_500
     assert paper.epoch(62_500) == 160
     ends = [p for p in range(1, 62_501) if paper.ends(p, 1)]
     assert len(ends) == 160
     assert ends[:3] == [391, 782, 1172]  # ceil(k * 390.625)
-    odd = config.Length(images=100, batch=30, epochs=1.0)
+    odd = plan.Length(images=100, batch=30, epochs=1.0)
     assert [p for p in range(1, odd.pushes + 1) if odd.ends(p, 0.5)] == [2, 4]
 
 
@@ -182,7 +187,7 @@ def test_the_learning_rate_follows_the_epochs(tmp_path: Path) -> None:
         "log_every=1", "test_images=8", f"run_dir={tmp_path / 'run'}", "lr.warmup=0.5",
         "lr.start=0.5", "workers=2",
     )  # fmt: skip
-    rates = pd.read_csv(experiment.run(cfg, say=len) / "metrics.csv")["lr"]
+    rates = pd.read_csv(experiment.run(plan_of(cfg), say=len) / "metrics.csv")["lr"]
     epochs = [p / 8 for p in range(32)]
     warm = [0.5 + 0.5 * e / 0.5 if e < 0.5 else 1 for e in epochs]
     step = [1 if e < 1 else 0.1 if e < 2.5 else 0.01 for e in epochs]
@@ -193,7 +198,7 @@ def test_the_learning_rate_follows_the_epochs(tmp_path: Path) -> None:
 
 def test_divergence_ends_the_run_and_says_so(tmp_path: Path) -> None:
     cfg = composed("task=quadratic", "lr.base=1e30", "batch=1", f"run_dir={tmp_path / 'run'}")
-    summary = json.loads((experiment.run(cfg, say=len) / "summary.json").read_text())
+    summary = json.loads((experiment.run(plan_of(cfg), say=len) / "summary.json").read_text())
     assert summary["status"] == "diverged"
     assert summary["pushes"] == 50  # the first row that shows it
 
@@ -223,7 +228,7 @@ def test_bad_values_are_refused_under_the_key_that_was_typed(
 ) -> None:
     cfg = composed("task=synthetic", override, f"run_dir={tmp_path / 'run'}")
     with pytest.raises(BadInput) as caught:
-        experiment.run(cfg, say=len)
+        experiment.run(plan_of(cfg), say=len)
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()

@@ -11,11 +11,13 @@ import pandas as pd
 import pytest
 import yaml
 
-from dcasgd_repro import cli, figures, results
+from dcasgd_repro.cli import commands as cli
 from dcasgd_repro.errors import BadInput
-from dcasgd_repro.evidence import Evidence
-from dcasgd_repro.study import FIGURES, names, study
-from dcasgd_repro.verdicts import Difference, above, difference, equal, holm
+from dcasgd_repro.study import figures
+from dcasgd_repro.study import pages as results
+from dcasgd_repro.study.evidence import Evidence
+from dcasgd_repro.study.grid import FIGURES, names, study
+from dcasgd_repro.study.verdicts import Difference, above, difference, equal, holm
 
 ROOT = Path(__file__).parents[1]
 DRAWN = [kind for kind in FIGURES if kind not in ("lr", "taylor")]  # see test_tune, test_probe
@@ -474,7 +476,7 @@ def test_what_is_committed_is_what_report_writes(
     shutil.copytree(ROOT / "results", "results")
     for path in [*Path("results").glob("*/*/*.md"), *Path("results").glob("*/*/*.csv")]:
         path.unlink()
-    monkeypatch.setattr("dcasgd_repro.figures.draw", lambda here: NoFigure())
+    monkeypatch.setattr("dcasgd_repro.study.figures.draw", lambda here: NoFigure())
     assert cli.report([]) == 0
     for path in [*Path("results").rglob("*.md"), *Path("results").rglob("*.csv")]:
         assert path.read_bytes() == (ROOT / path).read_bytes(), path

@@ -17,7 +17,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from dcasgd_repro import device
 from dcasgd_repro.data.images import Synthetic
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.fast import graphs
@@ -26,6 +25,7 @@ from dcasgd_repro.fast.threads import Threads
 from dcasgd_repro.fast.waves import Cell, Waves, batched, replicas, stacked
 from dcasgd_repro.models import ResNet
 from dcasgd_repro.rules import ASGD, SSGD, DCASGDa, DCASGDc, Direction, Rule
+from dcasgd_repro.run import device
 from dcasgd_repro.schedule import Constant, Exponential, Gamma, Generated, Message
 from dcasgd_repro.simulate import Server, Step, simulate
 from dcasgd_repro.tasks import Classification, Quadratic

@@ -20,11 +20,15 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import functional
 
-from dcasgd_repro import cli, config, experiment, record
+from dcasgd_repro.cli import commands as cli
+from dcasgd_repro.cli.hydra import default_scale
 from dcasgd_repro.data.decode import DRAWS, Decoders, Job, pixels, window
 from dcasgd_repro.data.folders import IMAGENET_MEAN, IMAGENET_STD, Folders, ImageFolder
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.models import ResNet, ResNet50
+from dcasgd_repro.run import experiment, plan, read
+from dcasgd_repro.run.identity import config_hash
+from dcasgd_repro.run.plan import plan_of
 from dcasgd_repro.simulate import Server
 from dcasgd_repro.tasks import Classification
 
@@ -415,9 +419,11 @@ def test_runs_and_resumes_to_the_same_bits_whoever_decodes(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    whole = experiment.run(tiny(root, tmp_path / "a", "task.data.processes=0"), say=said.append)
+    whole = experiment.run(
+        plan_of(tiny(root, tmp_path / "a", "task.data.processes=0")), say=said.append
+    )
     assert "imagefolder, ResNet-8 width 4, " in said[0]
-    assert record.status_of(whole) == "finished"
+    assert read.status_of(whole) == "finished"
     assert json.loads((whole / "provenance.json").read_text())["data_md5"] == folders(root).md5
 
     receive = Server.receive_gradient
@@ -430,9 +436,9 @@ def test_runs_and_resumes_to_the_same_bits_whoever_decodes(
 
     with monkeypatch.context() as patched:
         patched.setattr(Server, "receive_gradient", signalled)
-        run = experiment.run(tiny(root, tmp_path / "b", "task.data.processes=2"), say=len)
-    assert record.status_of(run) == "interrupted"
-    experiment.run(tiny(root, tmp_path / "b", "task.data.processes=1"), say=len)
+        run = experiment.run(plan_of(tiny(root, tmp_path / "b", "task.data.processes=2")), say=len)
+    assert read.status_of(run) == "interrupted"
+    experiment.run(plan_of(tiny(root, tmp_path / "b", "task.data.processes=1")), say=len)
     assert weights(run) == weights(whole)
     assert (run / "metrics.csv").read_text().splitlines()[0].startswith("push")
 
@@ -473,28 +479,27 @@ def test_the_command_line(
 
 def test_the_papers_configuration() -> None:
     asgd, ssgd, dc = (
-        composed(*cli.default_scale("train", [f"+exp=imagenet_{n}"]), f"+exp=imagenet_{n}")
+        composed(*default_scale("train", [f"+exp=imagenet_{n}"]), f"+exp=imagenet_{n}")
         for n in ("asgd", "ssgd", "dc")
     )
     for cfg in (asgd, ssgd, dc):
-        length = config.length_of(cfg)
+        length = plan.length_of(cfg)
         assert (cfg.scale, cfg.workers, cfg.batch, length.pushes) == ("imagenet", 16, 32, 4_804_377)
-        rate = config.build(cfg, "lr")
+        rate = plan.build(cfg, "lr")
         assert [rate(e) for e in (0, 29, 31, 61, 91)] == pytest.approx([0.1, 0.1, 0.01, 1e-3, 1e-4])
-        task = config.build(cfg, "task")
+        task = plan.build(cfg, "task")
         assert task.model == ResNet50(1000)
         assert (task.data.size, task.data.resize, task.data.processes) == (224, 256, None)
         assert cfg.schedule.barrier is (cfg is ssgd)
-    rule = config.build(dc, "rule")
+    rule = plan.build(dc, "rule")
     assert (rule.lam0, rule.decay, rule.momentum) == (2.0, 0.0, 0.0)
-    assert config.config_hash(dc) == config.config_hash(
-        composed("scale=imagenet", "+exp=imagenet_dc", "task.data.processes=3", "data.root=x")
-    )
+    same = composed("scale=imagenet", "+exp=imagenet_dc", "task.data.processes=3", "data.root=x")
+    assert config_hash(plan.said_by(dc)) == config_hash(plan.said_by(same))
 
 
 # table2.csv: hours per epoch of the paper's cluster.
 @pytest.mark.parametrize(("name", "hours"), [("asgd", 1.109), ("ssgd", 1.243)])
 def test_the_schedule_takes_the_papers_time(name: str, hours: float) -> None:
     cfg = composed("scale=imagenet", f"+exp=imagenet_{name}")
-    log = config.schedule_of(cfg, 1_281_167 // 32)
+    log = plan.log_of(cfg, 1_281_167 // 32)
     assert log.duration_s / 3600 == pytest.approx(hours, rel=0.005)

@@ -14,13 +14,18 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from test_resume import quiet, stop_at
 
-from dcasgd_repro import cli, experiment, probed, report, reproduce, results, taylor
+from dcasgd_repro.cli import commands as cli
 from dcasgd_repro.errors import BadInput
-from dcasgd_repro.probe import Probe
 from dcasgd_repro.rules import ASGD, Arrival, DCASGDa, DCASGDc, Direction, Rule
+from dcasgd_repro.run import experiment, read, taylor
+from dcasgd_repro.run.plan import plan_of
+from dcasgd_repro.run.probe import Probe
 from dcasgd_repro.schedule import Constant, Generated
 from dcasgd_repro.simulate import Server, apply, simulate
-from dcasgd_repro.study import Cell, Claim, study
+from dcasgd_repro.study import pages as results
+from dcasgd_repro.study import probed, reproduce
+from dcasgd_repro.study import runs as report
+from dcasgd_repro.study.grid import Cell, Claim, study
 from dcasgd_repro.tasks import Quadratic
 
 CPU = torch.device("cpu")
@@ -218,7 +223,7 @@ def test_a_probe_changes_no_bit_of_a_run(engine: str, rule: str, tmp_path: Path)
     keys += ["log_every=1", "epochs=2"]
     without = quiet(torture.config(keys, tmp_path / "without"))
     probed = quiet(torture.config([*keys, "probe.every=3"], tmp_path / "probed"))
-    a, b = (report.Run.read(run) for run in (without, probed))
+    a, b = (read.Run.read(run) for run in (without, probed))
     assert a.summary["weights_sha256"] == b.summary["weights_sha256"]
     metrics = b.metrics.drop(columns="wall_s")
     pd.testing.assert_frame_equal(a.metrics.drop(columns="wall_s"), metrics, check_exact=True)
@@ -255,7 +260,7 @@ def test_after_a_stop_each_row_is_there_once_to_the_byte(
         stop_at(push, patched)
         run = quiet(cfg)
     assert len(table(run)) == push // 3
-    experiment.run(cfg, say=lambda line: None, until=push + 10)
+    experiment.run(plan_of(cfg), say=lambda line: None, until=push + 10)
     with (run / "probe.csv").open("a") as file:  # as a process leaves it that was killed
         file.write("93,1,0\n94")
     quiet(cfg)
@@ -265,15 +270,15 @@ def test_after_a_stop_each_row_is_there_once_to_the_byte(
 
 def test_a_probe_does_not_begin_in_the_middle(tmp_path: Path) -> None:
     cfg = torture.config([*CELL, "epochs=1"], tmp_path / "run")
-    experiment.run(cfg, say=lambda line: None, until=10)
+    experiment.run(plan_of(cfg), say=lambda line: None, until=10)
     with pytest.raises(BadInput, match=r"^probe\.every=5: this run was begun without it; leave"):
         quiet(OmegaConf.merge(cfg, {"probe": {"every": 5}}))
-    assert report.Run.read(quiet(cfg)).finished
+    assert read.Run.read(quiet(cfg)).finished
 
 
 def test_a_run_that_goes_on_without_its_probe_keeps_its_rows(tmp_path: Path) -> None:
     cfg = torture.config([*CELL, "probe.every=5", "epochs=1"], tmp_path / "run")
-    experiment.run(cfg, say=lambda line: None, until=11)
+    experiment.run(plan_of(cfg), say=lambda line: None, until=11)
     cfg.probe.every = None
     assert table(quiet(cfg))["push"].tolist() == [5, 10]
 
@@ -287,7 +292,7 @@ def test_a_run_that_goes_on_without_its_probe_keeps_its_rows(tmp_path: Path) -> 
         (["probe.every=often"], "probe.every=often: give a whole number >= 1"),
         (
             ["task=quadratic", "probe.every=10"],
-            "probe.every=10: task quadratic has no network to take gradients of; leave it out",
+            "probe.every=10: task quadratic has no network to differentiate; leave it out",
         ),
     ],
 )
@@ -308,13 +313,13 @@ def test_evaluations_change_no_bit_so_the_study_has_table_1s_weights(
 ) -> None:
     """As taylor_cifar10 says of eval_every: rows of the same pushes are equal, and the weights."""
     rarely = quiet(torture.config([*CELL, "eval_every=2"], tmp_path / "rarely"))
-    a, b = (report.Run.read(run) for run in (whole, rarely))
+    a, b = (read.Run.read(run) for run in (whole, rarely))
     assert a.summary["weights_sha256"] == b.summary["weights_sha256"]
     assert len(a.metrics) > len(b.metrics)
     same_rows(a, b, [5, 10, 15, 32, 64])
 
 
-def same_rows(a: report.Run, b: report.Run, pushes: list[int]) -> None:
+def same_rows(a: read.Run, b: read.Run, pushes: list[int]) -> None:
     apart = ["wall_s", "batch_error"]
     rows = [run.metrics.set_index("push").loc[pushes].drop(columns=apart) for run in (a, b)]
     pd.testing.assert_frame_equal(*rows, check_exact=True)
@@ -327,7 +332,7 @@ def test_the_kept_run_of_the_study_is_the_beginning_of_table_1s() -> None:
     ]
     if not all(path.exists() for path in kept):
         pytest.skip("one of the two runs has not been made")
-    same_rows(*map(report.Run.read, kept), [50, 100, 150, 200, 1954])
+    same_rows(*map(read.Run.read, kept), [50, 100, 150, 200, 1954])
 
 
 def test_kept_to_six_digits(whole: Path, tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dcasgd_repro import checkpoint
 from dcasgd_repro.rules import ASGD, SSGD, DCASGDa, DCASGDc, Rule
+from dcasgd_repro.run import checkpoint
 from dcasgd_repro.schedule import KINDS, Schedule
 from dcasgd_repro.simulate import Server, simulate
 from dcasgd_repro.tasks import Quadratic

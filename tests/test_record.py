@@ -13,11 +13,14 @@ from omegaconf import DictConfig, OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from dcasgd_repro import config, experiment, record, report
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.rules import ASGD, SSGD
+from dcasgd_repro.run import experiment, identity, plan, read
+from dcasgd_repro.run import write as record
+from dcasgd_repro.run.plan import plan_of
 from dcasgd_repro.schedule import Schedule
-from dcasgd_repro.simulate import Step, ratio
+from dcasgd_repro.simulate import Server, Step, ratio
+from dcasgd_repro.study import runs as report
 
 PLAIN = ["scale=smoke", "task=synthetic", "model.width=2", "images=64", "test_images=40"]
 PLAIN += ["batch=4", "workers=4", "task.stats_images=32", "task.train_images=24", "log_every=7"]
@@ -29,7 +32,7 @@ def composed(*overrides: str) -> DictConfig:
 
 
 def run(place: Path, *overrides: str) -> Path:
-    return experiment.run(composed(*overrides, f"run_dir={place}"), ["a", "b"], say=len)
+    return experiment.run(plan_of(composed(*overrides, f"run_dir={place}")), ["a", "b"], say=len)
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +126,7 @@ def test_provenance(twelve: Path) -> None:
     assert found["engine"] == "dcasgd_repro.simulate.simulate"
     assert found["schedule_sha256"] == Schedule.load(twelve / "schedule.csv.gz").sha256()
     assert found["versions"]["torch"] == torch.__version__.split("+")[0] or "+" in torch.__version__
-    root = Path(record.__file__).parents[1]
+    root = Path(record.__file__).parents[2]
     if not (root / ".git").exists():
         assert (found["git_commit"], found["git_dirty"]) == (None, None)
         return
@@ -142,10 +145,10 @@ def test_the_weights_are_those_of_the_seed_and_are_what_was_evaluated(
 ) -> None:
     """The whole run again by hand, from the parts its config names."""
     cfg = OmegaConf.load(twelve / "config.yaml")
-    task = config.build(cfg, "task").on(torch.device("cpu"))
-    server = experiment.Server(config.build(cfg, "rule"), task.initial(3), 4)
-    log, rate = Schedule.load(twelve / "schedule.csv.gz"), config.build(cfg, "lr")
-    for _ in experiment.build(cfg, "engine")(task, server, log, lambda t: rate(t / 16)):
+    task = plan.build(cfg, "task").on(torch.device("cpu"))
+    server = Server(plan.build(cfg, "rule"), task.initial(3), 4)
+    log, rate = Schedule.load(twelve / "schedule.csv.gz"), plan.build(cfg, "lr")
+    for _ in plan.build(cfg, "engine")(task, server, log, lambda t: rate(t / 16)):
         pass
     summary = summary_in(twelve)
     assert record.weights_sha256(server.w) == summary["weights_sha256"]
@@ -172,7 +175,7 @@ def test_hparams_are_the_whole_config(twelve: Path) -> None:
     events = EventAccumulator(str(twelve / "tensorboard")).Reload()
     content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
     start = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
-    ours = config.flat(OmegaConf.load(twelve / "config.yaml"))
+    ours = identity.flat(read.config_of(twelve))
     assert start.keys() == ours.keys()
     assert start["rule.lam0"].number_value == 2.0
     assert start["seeds.data"].number_value == 4
@@ -204,10 +207,8 @@ def test_the_backup_option_is_read(tmp_path: Path) -> None:
 def test_notes_tell_what_a_config_does_not_do(tmp_path: Path) -> None:
     def said(*overrides: str) -> list[str]:
         cfg = composed(*overrides)
-        log = config.schedule_of(cfg, 64)
-        return [
-            note.split(" ")[0] for note in experiment.notes(cfg, config.build(cfg, "rule"), log)
-        ]
+        log = plan.log_of(cfg, 64)
+        return [note.split(" ")[0] for note in experiment.notes(plan.plan_of(cfg), log)]
 
     assert said("rule=ssgd") == ["no"]
     assert said("rule=ssgd", "schedule.barrier=true") == []
@@ -220,7 +221,7 @@ def test_notes_tell_what_a_config_does_not_do(tmp_path: Path) -> None:
 def test_every_link_of_the_config_is_known() -> None:
     """A key inside a group that is filled in from outside is the user's to set in one place."""
     found = {}
-    for path in Path(config.__file__).parents[1].glob("conf/*/*.yaml"):
+    for path in Path(plan.__file__).parents[2].glob("conf/*/*.yaml"):
         raw = OmegaConf.to_container(OmegaConf.load(path))
         nodes = [(path.parent.name, raw)]
         while nodes:
@@ -229,15 +230,15 @@ def test_every_link_of_the_config_is_known() -> None:
                 nodes += [(f"{at}.{key}", child) for key, child in node.items()]
             elif str(node).startswith("${"):
                 found[at] = str(node)[2:-1]
-    assert found == config.LINKS
+    assert found == plan.LINKS
 
 
-@pytest.mark.parametrize("inside", sorted(set(config.LINKS) - {"task.seed", "task.data.root"}))
+@pytest.mark.parametrize("inside", sorted(set(plan.LINKS) - {"task.seed", "task.data.root"}))
 def test_the_inside_of_a_link_is_refused(inside: str, tmp_path: Path) -> None:
     value = {"task.data.augment": "false", "task.model.norm": "none", "task.model.depth": "14"}
     given = value.get(inside, "3")
     lr = ["lr=warmup"] if inside.startswith("lr.") else []
-    with pytest.raises(BadInput, match=rf"^{inside}=\w+: set {config.LINKS[inside]}="):
+    with pytest.raises(BadInput, match=rf"^{inside}=\w+: set {plan.LINKS[inside]}="):
         run(tmp_path / "run", *lr, f"{inside}={given}")
     assert not (tmp_path / "run").exists()
 
@@ -280,7 +281,7 @@ def test_infinite_weights_or_losses_at_the_end_are_a_divergence(tmp_path: Path) 
         overrides = ["scale=smoke", "task=quadratic", "images=1", "batch=1", "epochs=1"]
         overrides += ["lr.base=1e30", "lr.milestones=[]", "workers=1", "task.curvature=[1e200]"]
         cfg = compose("config", overrides=[*overrides, f"run_dir={tmp_path / 'run'}"])
-    path = experiment.run(cfg, say=len)
+    path = experiment.run(plan_of(cfg), say=len)
     assert summary_in(path)["status"] == "diverged"
 
 
@@ -293,12 +294,12 @@ def test_ratio_of_nothing_and_of_nan() -> None:
 
 
 def test_the_config_hash_sees_numbers_and_not_places() -> None:
-    base = config.config_hash(composed())
+    base = identity.config_hash(plan.said_by(composed()))
     for change in ("seed=1", "rule=asgd", "epochs=3", "schedule.compute.cv=0.3", "log_every=8"):
-        assert config.config_hash(composed(change)) != base, change
+        assert identity.config_hash(plan.said_by(composed(change))) != base, change
     for same in ("run_dir=x", "data.root=y", "+exp=cifar_dc", "checkpoint.every_s=1"):
         cfg = composed(same, "workers=4")
-        assert config.config_hash(cfg) == base, same
+        assert identity.config_hash(plan.said_by(cfg)) == base, same
 
 
 # Reports.
@@ -331,7 +332,7 @@ def test_report_never_averages_over_a_run_that_did_not_finish(tmp_path: Path) ->
         if seed == 2:
             broken = {**summary_in(path), "status": "diverged", "test_error_final": 0.0}
             (path / "summary.json").write_text(json.dumps(broken))
-    table = report.tabulate("x", [report.Run.read(tmp_path / str(k)) for k in range(3)])
+    table = report.tabulate("x", [read.Run.read(tmp_path / str(k)) for k in range(3)])
     finals = [100 * summary_in(tmp_path / str(k))["test_error_final"] for k in range(2)]
     assert (table["n"], table["diverged"], table["not_finished"]) == (2, 1, 0)
     assert table["test_error_final_pct_mean"] == pytest.approx(np.mean(finals))
@@ -345,7 +346,7 @@ def test_report_never_averages_over_a_run_that_did_not_finish(tmp_path: Path) ->
 def test_labels_say_what_a_schedule_makes_of_a_rule(tmp_path: Path) -> None:
     def label(*overrides: str) -> str:
         path = tmp_path / "-".join(overrides).replace("=", "")
-        return report.Run.read(run(path, "epochs=0.25", *overrides)).label
+        return read.Run.read(run(path, "epochs=0.25", *overrides)).label
 
     assert label("rule=ssgd", "schedule.barrier=true") == "SSGD, M = 4, synthetic data"
     assert label("rule=ssgd") == "buffered ASGD, M = 4, synthetic data"

@@ -14,10 +14,11 @@ import pandas as pd
 import pytest
 import yaml
 
-from dcasgd_repro import cli, display, launchers, reproduce
+from dcasgd_repro.cli import commands as cli
 from dcasgd_repro.errors import BadInput
-from dcasgd_repro.study import study
-from dcasgd_repro.verify import verify
+from dcasgd_repro.run.verify import verify
+from dcasgd_repro.study import display, launchers, reproduce
+from dcasgd_repro.study.grid import study
 
 QUADRATIC = "task=quadratic rule=asgd schedule=gamma lr.base=0.1"
 
@@ -221,7 +222,7 @@ def test_a_begun_run_keeps_its_means(jobs: list[reproduce.Job]) -> None:
 
 def test_a_run_begun_with_another_engine_is_gone_on_with(tmp_path: Path) -> None:
     name = grid(tmp_path / "mine", {"a": f"{QUADRATIC} workers=2 epochs=100"})
-    command = [sys.executable, "-m", "dcasgd_repro.cli", "reproduce", name, "scale=smoke"]
+    command = [sys.executable, "-m", "dcasgd_repro", "reproduce", name, "scale=smoke"]
     command += ["seeds=1", "jobs=1"]
     first = subprocess.Popen([*command, "engine=threads"], cwd=tmp_path, stdout=-3, stderr=-3)
     job = reproduce.jobs_of(study(name), "smoke", 1)[0]
@@ -357,7 +358,7 @@ def test_a_study_killed_and_run_again_ends_as_if_it_had_not_been(
         "lost": f"{QUADRATIC} workers=2 schedule=file schedule.path=none.csv",
     }
     name = grid(tmp_path / "mine", cells)
-    command = [sys.executable, "-m", "dcasgd_repro.cli", "reproduce", name, "scale=smoke"]
+    command = [sys.executable, "-m", "dcasgd_repro", "reproduce", name, "scale=smoke"]
     command += ["seeds=1", "jobs=2"]
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     for folder in (straight, stopped):

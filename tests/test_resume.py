@@ -18,10 +18,12 @@ import torture
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 
-from dcasgd_repro import checkpoint, experiment, record, report
 from dcasgd_repro.data.images import Synthetic
 from dcasgd_repro.errors import BadInput, Failure
 from dcasgd_repro.rules import DCASGDa
+from dcasgd_repro.run import checkpoint, experiment, read
+from dcasgd_repro.run import write as record
+from dcasgd_repro.run.plan import plan_of
 from dcasgd_repro.schedule import Constant, Generated, Schedule
 from dcasgd_repro.simulate import Server
 
@@ -29,7 +31,7 @@ CELL = ["rule=dcasgd_a", "rule.mean_square=worker", "rule.momentum=0.9"]
 
 
 def quiet(cfg: DictConfig) -> Path:
-    return experiment.run(cfg, say=lambda line: None)
+    return experiment.run(plan_of(cfg), say=lambda line: None)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +68,7 @@ def test_every_stop_goes_on_to_the_same_bits(
     with monkeypatch.context() as patched:
         stop_at(push, patched, signal.SIGTERM if push % 2 else signal.SIGINT)
         run = quiet(cfg)
-    summary = report.Run.read(run).summary
+    summary = read.Run.read(run).summary
     assert (summary["status"], summary["pushes"]) == ("interrupted", push)
     assert summary["stopped_by"] == ("SIGTERM" if push % 2 else "SIGINT")
     assert list(torture.differences(run, whole))  # it is not whole yet
@@ -107,7 +109,7 @@ def test_a_finished_run_is_left_alone(whole: Path) -> None:
     before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in whole.rglob("*") if p.is_file()}
     said: list[str] = []
     cfg = OmegaConf.merge(torture.config(CELL, whole), {"resume": "never"})
-    assert experiment.run(cfg, say=said.append) == whole
+    assert experiment.run(plan_of(cfg), say=said.append) == whole
     assert "finished already" in said[0]
     assert before == {
         p: (p.stat().st_mtime_ns, p.read_bytes()) for p in whole.rglob("*") if p.is_file()
@@ -127,7 +129,7 @@ def test_without_run_dir_the_unfinished_run_of_this_config_goes_on(
     assert quiet(other) != first
     assert quiet(OmegaConf.merge(cfg, {"resume": "never", "log_every": 6})) != first
     assert quiet(cfg) == first
-    assert report.Run.read(first).summary["status"] == "finished"
+    assert read.Run.read(first).summary["status"] == "finished"
     assert quiet(cfg) == first  # finished: left alone
     time.sleep(1.1)  # names carry the second
     assert quiet(OmegaConf.merge(cfg, {"resume": "never"})) != first
@@ -246,7 +248,7 @@ def test_a_damaged_side_file_does_not_stop_a_run(
     path = tmp_path / "run" / name
     path.unlink() if content is None else path.write_bytes(content)
     assert list(torture.differences(quiet(cfg), whole)) == []
-    sha = report.Run.read(whole).summary["schedule_sha256"]
+    sha = read.Run.read(whole).summary["schedule_sha256"]
     assert Schedule.load(tmp_path / "run" / "schedule.csv.gz").sha256() == sha
     assert json.loads((tmp_path / "run" / "provenance.json").read_text())["resumed"]
 
@@ -424,7 +426,7 @@ def test_out_of_memory_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Server, "receive_gradient", starved)
     with pytest.raises(Failure, match=r"out of memory \(CUDA out of memory.*2 GiB\); mend this"):
         quiet(cfg)
-    assert report.Run.read(tmp_path / "run").summary["status"] == "failed"
+    assert read.Run.read(tmp_path / "run").summary["status"] == "failed"
 
 
 def test_divergence_names_the_push(tmp_path: Path) -> None:
@@ -432,7 +434,7 @@ def test_divergence_names_the_push(tmp_path: Path) -> None:
         overrides = ["scale=smoke", "task=quadratic", "rule=asgd", "workers=1", "batch=1"]
         overrides += ["lr.base=1e30", "task.curvature=[1.0]", f"run_dir={tmp_path / 'run'}"]
         cfg = compose("config", overrides=overrides)
-    summary = report.Run.read(quiet(cfg)).summary
+    summary = read.Run.read(quiet(cfg)).summary
     # w goes 1, -1e30, 1e60, ...: the loss w^2 / 2 is infinite when w is 1e180, at push 7.
     assert (summary["status"], summary["diverged_at_push"]) == ("diverged", 7)
     text = (tmp_path / "run" / "metrics.csv").read_text()
@@ -444,7 +446,7 @@ def test_divergence_names_the_push(tmp_path: Path) -> None:
 def test_signals_at_the_command_line(number: int, tmp_path: Path) -> None:
     """The exit code is the signal's, the last line says how to go on, and it does."""
     command = [
-        sys.executable, "-m", "dcasgd_repro.cli", "train", *torture.SMALL, *CELL, "epochs=300",
+        sys.executable, "-m", "dcasgd_repro", "train", *torture.SMALL, *CELL, "epochs=300",
         "run_dir=X", "checkpoint.every_s=60",
     ]  # fmt: skip
     process = subprocess.Popen(

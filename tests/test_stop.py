@@ -11,19 +11,23 @@ import torture
 import yaml
 from omegaconf import OmegaConf
 
-from dcasgd_repro import cli, experiment, reproduce
+from dcasgd_repro.cli import commands as cli
 from dcasgd_repro.errors import BadInput
-from dcasgd_repro.probe import Probe
 from dcasgd_repro.rules import ASGD
+from dcasgd_repro.run import experiment
+from dcasgd_repro.run.identity import identity
+from dcasgd_repro.run.plan import build, log_of, plan_of, said_by
+from dcasgd_repro.run.probe import Probe
 from dcasgd_repro.simulate import Server, simulate
-from dcasgd_repro.study import identity, study
+from dcasgd_repro.study import reproduce
+from dcasgd_repro.study.grid import study
 
 CELL = ["rule=dcasgd_a", "rule.mean_square=worker", "rule.momentum=0.9"]
 BATCHES = "probe.batch_error_every=3"
 
 
 def run(folder: Path, *keys: str) -> dict[str, object]:
-    experiment.run(torture.config([*CELL, *keys], folder), say=lambda line: None)
+    experiment.run(plan_of(torture.config([*CELL, *keys], folder)), say=lambda line: None)
     return json.loads((folder / "summary.json").read_text())
 
 
@@ -51,7 +55,8 @@ def test_a_stop_that_was_reached_is_left_alone(tmp_path: Path) -> None:
     said: list[str] = []
     for epoch in (2, 1):
         experiment.run(
-            torture.config([*CELL, f"stop_epoch={epoch}"], tmp_path / "run"), say=said.append
+            plan_of(torture.config([*CELL, f"stop_epoch={epoch}"], tmp_path / "run")),
+            say=said.append,
         )
     assert all("holds this very run, stopped already" in line for line in said)
     assert len(said) == 2
@@ -60,7 +65,7 @@ def test_a_stop_that_was_reached_is_left_alone(tmp_path: Path) -> None:
 
 def test_an_interrupted_run_past_the_stop_makes_no_push_more(tmp_path: Path) -> None:
     cfg = torture.config(CELL, tmp_path / "run")
-    experiment.run(cfg, say=lambda line: None, until=40)
+    experiment.run(plan_of(cfg), say=lambda line: None, until=40)
     assert run(tmp_path / "run", "stop_epoch=2")["pushes"] == 40
     summary = run(tmp_path / "run", "stop_epoch=4")
     assert (summary["status"], summary["pushes"]) == ("finished", 64)  # the stop is its end
@@ -98,9 +103,9 @@ def test_a_probe_that_cannot_be_is_refused(
 def test_a_stop_and_a_probe_make_no_other_run(tmp_path: Path) -> None:
     plain = torture.config(CELL, tmp_path)
     stopped = torture.config([*CELL, "stop_epoch=1", BATCHES], tmp_path)
-    assert identity(stopped) == identity(plain)
+    assert identity(said_by(stopped)) == identity(said_by(plain))
     old = OmegaConf.masked_copy(plain, [k for k in plain if k not in ("stop_epoch", "probe")])
-    assert identity(old) == identity(plain)
+    assert identity(said_by(old)) == identity(said_by(plain))
 
 
 def test_a_probe_changes_no_bit_and_takes_the_mini_batches_own_error(tmp_path: Path) -> None:
@@ -114,10 +119,10 @@ def test_a_probe_changes_no_bit_and_takes_the_mini_batches_own_error(tmp_path: P
     assert without["batch_error"].isna().all()
     # By hand: replay, and count each third mini-batch's mistakes at the vector the worker held.
     cfg = torture.config(CELL, tmp_path / "again")
-    leaf, rule = (experiment.build(cfg, key) for key in ("task", "rule"))
+    leaf, rule = (build(cfg, key) for key in ("task", "rule"))
     task = leaf.on(torch.device("cpu"))
     server = Server(rule, task.initial(0), 4)
-    log = experiment.schedule_of(cfg, 64)
+    log = log_of(cfg, 64)
     wrong: dict[int, list[float]] = {}
     norms: list[float] = []
     gradient = task.gradient

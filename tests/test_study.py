@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import yaml
 from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
 
-from dcasgd_repro import study as studies
-from dcasgd_repro.config import length_of
 from dcasgd_repro.errors import BadInput
-from dcasgd_repro.reproduce import CELLS, jobs_of
-from dcasgd_repro.study import identity, names, study
+from dcasgd_repro.run.identity import identity
+from dcasgd_repro.run.plan import length_of, said_by
+from dcasgd_repro.run.read import config_of
+from dcasgd_repro.study import grid as studies
+from dcasgd_repro.study.grid import names, study
+from dcasgd_repro.study.reproduce import CELLS, jobs_of
 
 ROOT = Path(__file__).parents[1]
 KEPT = sorted((ROOT / "results").glob("*/*/runs/*"))
@@ -161,7 +162,7 @@ def test_a_grid_that_is_none_is_refused_in_one_line(
 
 def identity_of(*overrides: str) -> str:
     with initialize_config_module("dcasgd_repro.conf", version_base="1.3"):
-        return identity(compose("config", overrides=["scale=laptop", *overrides]))
+        return identity(said_by(compose("config", overrides=["scale=laptop", *overrides])))
 
 
 def test_a_run_is_the_same_whatever_computes_it_and_another_with_another_number() -> None:
@@ -225,7 +226,7 @@ def test_the_run_that_is_named_is_the_run_that_is_trained() -> None:
     with initialize_config_module("dcasgd_repro.conf", version_base="1.3"):
         cfg = compose("config", overrides=list(job.overrides))
     assert length_of(cfg).pushes == job.pushes == 128
-    assert job.path.name == identity(cfg)[:16]
+    assert job.path.name == identity(said_by(cfg))[:16]
 
 
 @pytest.mark.parametrize("scale", sorted({path.parts[-3] for path in KEPT}))
@@ -239,7 +240,7 @@ def test_kept_runs_are_their_cells_own(scale: str) -> None:
         )
     }
     for path in kept:
-        of_config = identity(OmegaConf.load(path / "config.yaml"))[:16]
+        of_config = identity(config_of(path))[:16]
         assert of_config == jobs[path.parts[-4], path.name], path
 
 
@@ -250,7 +251,7 @@ def test_every_claim_was_written_before_its_runs() -> None:
     for path in KEPT:
         origin = yaml.safe_load((path / "provenance.json").read_text())
         assert origin["git_dirty"] is False, path
-        run = identity(OmegaConf.load(path / "config.yaml"))
+        run = identity(config_of(path))
         asked.setdefault(run, set()).add(path.parts[-4])
         made[run] = origin["git_commit"]
     for run, commit in made.items():

@@ -14,14 +14,19 @@ import yaml
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from dcasgd_repro import cli, experiment, figures, launchers, report, reproduce, results, tune
-from dcasgd_repro.config import config_hash, flat, length_of
+from dcasgd_repro.cli import commands as cli
 from dcasgd_repro.errors import BadInput
-from dcasgd_repro.evidence import Evidence
-from dcasgd_repro.measures import MEASURES
-from dcasgd_repro.reproduce import jobs_of
-from dcasgd_repro.study import identity, study
-from dcasgd_repro.tune import Trial, best, extended, inside
+from dcasgd_repro.run import experiment, read
+from dcasgd_repro.run.identity import config_hash, flat, identity
+from dcasgd_repro.run.plan import length_of, plan_of, said_by
+from dcasgd_repro.study import figures, launchers, reproduce, tune
+from dcasgd_repro.study import pages as results
+from dcasgd_repro.study import runs as report
+from dcasgd_repro.study.evidence import Evidence
+from dcasgd_repro.study.grid import study
+from dcasgd_repro.study.measures import MEASURES
+from dcasgd_repro.study.reproduce import jobs_of
+from dcasgd_repro.study.tune import Trial, best, extended, inside
 
 ROOT = Path(__file__).parents[1]
 KEPT = sorted((ROOT / "results").glob("*/*/runs/*"))
@@ -39,23 +44,25 @@ def test_kept_runs_keep_their_identity_and_their_hash() -> None:
     """A null ``validation`` is none: of a run that is older than the key nothing changes."""
     for path in KEPT[::7]:
         old = OmegaConf.load(path / "config.yaml")
-        assert identity(old)[:16] == Path(old.run_dir).name  # as it was when the run was made
-        before = hashlib.sha256(json.dumps(flat(old), sort_keys=True).encode()).hexdigest()
-        assert config_hash(old) == before
+        assert (
+            identity(said_by(old))[:16] == Path(old.run_dir).name
+        )  # as it was when the run was made
+        before = hashlib.sha256(json.dumps(flat(said_by(old)), sort_keys=True).encode()).hexdigest()
+        assert config_hash(said_by(old)) == before
         with open_dict(old):
             old.validation = old.task.data.validation = None
-        assert identity(old)[:16] == Path(old.run_dir).name
-        assert config_hash(old) == before
+        assert identity(said_by(old))[:16] == Path(old.run_dir).name
+        assert config_hash(said_by(old)) == before
         old.validation = old.task.data.validation = 5000
-        assert identity(old)[:16] != Path(old.run_dir).name
-        assert config_hash(old) != before
+        assert identity(said_by(old))[:16] != Path(old.run_dir).name
+        assert config_hash(said_by(old)) != before
 
 
 def test_a_split_is_part_of_the_run() -> None:
     plain, split, other = (
         composed("+exp=cifar_dc", *words) for words in ([], ["validation=9"], ["validation=8"])
     )
-    assert len({identity(cfg) for cfg in (plain, split, other)}) == 3
+    assert len({identity(said_by(cfg)) for cfg in (plain, split, other)}) == 3
     assert split.task.data.validation == 9
     with pytest.raises(BadInput, match=r"^task.data.validation=4: set validation=4 instead"):
         length_of(composed("task.data.validation=4"))
@@ -102,7 +109,7 @@ def test_a_run_says_what_its_errors_are_of(tmp_path: Path) -> None:
     paths = {}
     for name, more in (("test", []), ("validation", ["validation=8"])):
         cfg = composed(*words, *more, f"run_dir={tmp_path / name}")
-        paths[name] = experiment.run(cfg, say=lambda line: None)
+        paths[name] = experiment.run(plan_of(cfg), say=lambda line: None)
     split, plain = (json.loads((paths[n] / "summary.json").read_text()) for n in reversed(paths))
     assert split["evaluated_on"] == "validation"
     assert plain["evaluated_on"] == "test"
@@ -142,9 +149,7 @@ def trial_list(*means: float) -> list[Trial]:
 
 def test_a_trial_is_the_mean_of_its_seeds_and_a_divergence_is_chance() -> None:
     chosen = study("lr_cifar10")
-    kept = [
-        report.Run.read(ROOT / f"results/table1_cifar10/laptop/runs/sgd-seed{k}") for k in (0, 1)
-    ]
+    kept = [read.Run.read(ROOT / f"results/table1_cifar10/laptop/runs/sgd-seed{k}") for k in (0, 1)]
     errors = [MEASURES["last10"].read(run, chosen) for run in kept]
     ends = [
         replace(kept[0], summary={**kept[0].summary, "status": s}) for s in ("diverged", "failed")

@@ -24,7 +24,8 @@ from omegaconf import DictConfig
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tqdm import tqdm
 
-from dcasgd_repro import checkpoint, experiment, report
+from dcasgd_repro.run import checkpoint, experiment, read
+from dcasgd_repro.run.plan import plan_of
 
 RULES = (
     ["rule=asgd"],
@@ -71,7 +72,7 @@ def start(cfg: DictConfig) -> int:
         os.dup2(nowhere.fileno(), 2)
         code = 1
         with contextlib.suppress(BaseException):
-            experiment.run(cfg, say=lambda line: None)
+            experiment.run(plan_of(cfg), say=lambda line: None)
             code = 0
         os._exit(code)
 
@@ -82,7 +83,7 @@ def finish(child: int) -> int:
 
 def differences(run: Path, whole: Path) -> Iterator[str]:
     """In what a resumed run differs from the uninterrupted one, times aside."""
-    a, b = (report.Run.read(path).summary for path in (run, whole))
+    a, b = (read.Run.read(path).summary for path in (run, whole))
     for key in a.keys() | b.keys():
         if a.get(key) != b.get(key) and key not in ("wall_s", "checkpoint_s"):
             yield f"summary {key}: {a.get(key)} != {b.get(key)}"

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from dcasgd_repro import record
 from dcasgd_repro.bench.parts import PARTS
 from dcasgd_repro.bench.timing import Row
 from dcasgd_repro.errors import BadInput
+from dcasgd_repro.run import write as record
 
 
 def run(parts: Sequence[str], device: torch.device, out: Path, argv: Sequence[str]) -> Path:

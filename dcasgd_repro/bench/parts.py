@@ -26,16 +26,16 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from dcasgd_repro import record
 from dcasgd_repro.bench.timing import Part, Row, Timed, compared, row, timings
 from dcasgd_repro.data.images import CIFAR10_MEAN, CIFAR10_STD, Batch, Synthetic, generate
-from dcasgd_repro.device import keep_freed_memory, return_freed_memory
 from dcasgd_repro.fast.fused import fuse
 from dcasgd_repro.fast.graphs import CUDA, Captured, Graphs
 from dcasgd_repro.fast.threads import Threads
 from dcasgd_repro.fast.waves import Cell, Waves, replicas
 from dcasgd_repro.models import ResNet
 from dcasgd_repro.rules import Arrival, DCASGDa
+from dcasgd_repro.run import write as record
+from dcasgd_repro.run.device import keep_freed_memory, return_freed_memory
 from dcasgd_repro.schedule import Exponential, Gamma, Generated, Law, Lognormal, Schedule
 from dcasgd_repro.simulate import Server, Step, apply, simulate
 from dcasgd_repro.tasks import Classification, Classifier

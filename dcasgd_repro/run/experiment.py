@@ -1,9 +1,8 @@
-"""The composition root: a config becomes objects, the objects a loop, the loop a run directory."""
+"""The composition root: a plan's objects, a loop over them, and their run directory."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import sys
 import time
@@ -15,103 +14,90 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
 from tqdm import tqdm
 
-from dcasgd_repro import checkpoint, record, taylor
-from dcasgd_repro.config import (
-    Length,
-    build,
-    config_hash,
-    differences,
-    evaluated_on,
-    flat,
-    length_of,
-    named,
-    schedule_of,
-    stop_push,
-    task_name,
-)
-from dcasgd_repro.device import seconds_per_gradient, set_device
-from dcasgd_repro.errors import BadInput, check_choice, check_number
+from dcasgd_repro.errors import BadInput
 from dcasgd_repro.fast.fused import fuse
-from dcasgd_repro.faults import Stop, machine_faults
-from dcasgd_repro.probe import Probe, probe_of
-from dcasgd_repro.rules import Rule
+from dcasgd_repro.run import checkpoint, taylor, write
+from dcasgd_repro.run.device import set_device
+from dcasgd_repro.run.faults import Stop, machine_faults
+from dcasgd_repro.run.identity import differences, evaluated_on, flat, task_name
+from dcasgd_repro.run.plan import Plan
+from dcasgd_repro.run.probe import Probe, probe_of
+from dcasgd_repro.run.read import (
+    DIVERGED,
+    ENDED,
+    FAILED,
+    FINISHED,
+    INTERRUPTED,
+    STOPPED,
+    status_of,
+    summary_of,
+)
 from dcasgd_repro.schedule import PUSH, Schedule
-from dcasgd_repro.simulate import Server, Step, norm
-
-FINISHED, DIVERGED, INTERRUPTED, FAILED = "finished", "diverged", "interrupted", "failed"
-STOPPED = "stopped"  # at stop_epoch, to go on later
-ENDED = (FINISHED, DIVERGED)
+from dcasgd_repro.simulate import Server, Step, norm, simulate
 
 
 def run(
-    cfg: DictConfig,
+    plan: Plan,
     argv: Sequence[str] = (),
     say: Callable[[str], None] = print,
     until: int | None = None,
 ) -> Path:
-    """Runs what ``cfg`` describes, or goes on with it; returns the run directory.
+    """Makes the run that ``plan`` describes, or goes on with it; returns the run directory.
 
     Its summary tells the status. It stops after push ``until``, as if interrupted. Raises BadInput,
-    before anything is written, for a config that cannot be run and for a directory that holds
-    another run; Failure where the machine gives out.
+    before anything is written, for a plan that cannot be run and for a directory that holds another
+    run; Failure where the machine gives out.
     """
-    length, device = length_of(cfg), set_device(cfg)
-    stop = stop_push(cfg, length)
-    rule, leaf, rate, engine = (build(cfg, key) for key in ("rule", "task", "lr", "engine"))
-    check_number("checkpoint.every_s", cfg.checkpoint.every_s)
-    check_choice("fused", cfg.fused, (True, False))
-    path = run_dir(cfg)
+    device = set_device(plan.device, plan.threads, plan.deterministic)
+    path = plan.directory(time.strftime("%Y%m%d-%H%M%S"))
     with machine_faults(path):
-        schedule = schedule_of(cfg, length.pushes)
-        if ended(cfg, path, schedule, stop, say):
+        log = plan.log()
+        if ended(plan, path, log, say):
             return path
         try:
-            task = leaf.on(device)
+            task = plan.task.on(device)
         except BadInput as error:
-            raise named(cfg, "task.data", error) from None
-        server = Server(rule, task.initial(cfg.seeds.initial), cfg.workers, cfg.backup)
-        if cfg.fused:
+            raise plan.named("task.data", error) from None
+        server = Server(plan.rule, task.initial(plan.initial_seed), plan.workers, plan.backup)
+        if plan.fused:
             fuse(server)
-        parts = (task, server, probe_of(cfg, task, server), rate, engine)
-        experiment = Experiment(cfg, path, length, schedule, *parts, stop, until)
-        with record.locked(path):
-            if ended(cfg, path, schedule, stop, say):  # by another process, meanwhile
+        experiment = Experiment(plan, path, log, task, server, probe_of(plan, task, server), until)
+        with write.locked(path):
+            if ended(plan, path, log, say):  # by another process, meanwhile
                 return path
             experiment.resume(device)
-            say(describe(cfg, rule, leaf, length, len(server.w), device, path))
-            for note in notes(cfg, rule, schedule):
+            say(describe(plan, len(server.w), device, path))
+            for note in notes(plan, log):
                 say(f"note      {note}")
             if server.pushes:
-                say(f"going on  after push {server.pushes:,} of {length.pushes:,}")
-            if stop < length.pushes:
-                say(f"stopping  after epoch {cfg.stop_epoch:g}, push {stop:,}, to go on later")
-            here = {"argv": list(argv), "engine": cfg.engine._target_}
-            here |= record.environment(device)
-            record.note_origin(cfg, path, schedule, here, experiment.identity, server.pushes)
+                say(f"going on  after push {server.pushes:,} of {plan.length.pushes:,}")
+            if plan.stop < plan.length.pushes:
+                told = f"epoch {plan.stop_epoch:g}, push {plan.stop:,}"
+                say(f"stopping  after {told}, to go on later")
+            here = {"argv": list(argv), "engine": plan.said["engine"]["_target_"]}
+            here |= write.environment(device)
+            write.note_origin(plan.said, path, log, here, experiment.identity, server.pushes)
             experiment.drive()
     return path
 
 
-def ended(
-    cfg: DictConfig, path: Path, schedule: Schedule, stop: int, say: Callable[[str], None]
-) -> bool:
-    """Whether this very run stands there already, as far as push ``stop`` if it was stopped.
+def ended(plan: Plan, path: Path, log: Schedule, say: Callable[[str], None]) -> bool:
+    """Whether this very run stands there already, as far as the plan asks.
 
     Refuses a directory that holds another run.
     """
-    status = record.status_of(path)
+    status = status_of(path)
     if status is not None:
-        record.refuse_other_run(cfg, path)
+        write.refuse_other_run(plan.said, path)
     if status not in (*ENDED, STOPPED):
         return False
-    summary = json.loads((path / "summary.json").read_text())
-    if status == STOPPED and summary["pushes"] < stop:
+    summary = summary_of(path)
+    if status == STOPPED and summary["pushes"] < plan.stop:
         return False
     made_with = summary.get("schedule_sha256")
-    if made_with != schedule.sha256():
+    if made_with != log.sha256():
         raise BadInput("run_dir", path, f"was made with another schedule_sha256: {made_with}")
     say(f"run_dir {path} holds this very run, {status} already; nothing to do")
     return True
@@ -121,77 +107,74 @@ def ended(
 class Experiment:
     """A run's objects, and the loop that drives them into its run directory."""
 
-    cfg: DictConfig
+    plan: Plan
     path: Path
-    length: Length
-    schedule: Schedule
+    log: Schedule
     task: Any
     server: Server
     probe: Probe
-    rate: Callable[[float], float]  # epochs passed -> learning rate
-    engine: Callable[..., Iterator[Step]]  # simulate, or a faster one with its signature
-    stop: int  # the push that the run ends with, or is left at to go on later
     until: int | None = None  # the push to be interrupted after; None: none
-    progress: record.Progress = field(default_factory=record.Progress)
+    progress: write.Progress = field(default_factory=write.Progress)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must share with the run that goes on from it, beside its config."""
-        return {"schedule_sha256": self.schedule.sha256(), "data_md5": self.task.md5}
+        return {"schedule_sha256": self.log.sha256(), "data_md5": self.task.md5}
 
     def resume(self, device: torch.device) -> None:
         """Takes over the newest checkpoint, if there is one."""
         saved = checkpoint.load(self.path, device)
         if saved is None:
             return
-        if told := differences(saved.get("config", {}), flat(self.cfg)):
+        if told := differences(saved.get("config", {}), flat(self.plan.said)):
             raise BadInput("run_dir", self.path, f"holds a checkpoint of a run with {told}")
         for name, value in self.identity.items():
             if (found := saved.get(name)) != value:
                 raise BadInput("run_dir", self.path, f"was made with another {name}: {found}")
         checkpoint.unpack(self.server, saved["server"])
-        self.progress = record.Progress.unpacked(saved["progress"])
+        self.progress = write.Progress.unpacked(saved["progress"])
         self.probe.unpack(saved.get("probe", {}))
 
     def drive(self) -> None:
         """Runs to the end, a divergence or a signal; leaves a checkpoint and a summary."""
         (self.path / "summary.json").unlink(missing_ok=True)
-        probe, on = self.probe, evaluated_on(self.cfg)
+        probe, on = self.probe, evaluated_on(self.plan.said)
         probed = (probe.rows, taylor.COLUMNS) if probe.every or probe.rows else None
-        logs = record.Logs(self.path, hparams(self.cfg), self.progress, on, probed)
+        logs = write.Logs(self.path, hparams(self.plan), self.progress, on, probed)
         outcome: dict[str, Any] = {"status": FAILED}
         try:
             outcome = self._loop(logs)
             self._keep(logs)
         finally:
             logs.close(outcome["status"] == FINISHED)
-            record.write_json(self.path / "summary.json", self._summary(outcome))
+            write.write_json(self.path / "summary.json", self._summary(outcome))
 
     def _steps(self) -> Iterator[Step]:
         """The Steps still to come."""
         received = self.server.pushes
-        done = int(np.flatnonzero(self.schedule.kind == PUSH)[received - 1]) + 1 if received else 0
+        done = int(np.flatnonzero(self.log.kind == PUSH)[received - 1]) + 1 if received else 0
 
         def lr(pushes: int) -> float:
-            return self.rate(self.length.epoch(pushes))
+            return self.plan.rate(self.plan.length.epoch(pushes))
 
-        return self.engine(self.task, self.server, self.schedule[done:], lr)
+        engine = self.plan.engine or simulate
+        return engine(self.task, self.server, self.log[done:], lr)
 
-    def _loop(self, logs: record.Logs) -> dict[str, Any]:
+    def _loop(self, logs: write.Logs) -> dict[str, Any]:
         """Follows the Steps; returns the status, and what stopped it or where it diverged."""
-        progress, every_s = self.progress, self.cfg.checkpoint.every_s
-        on = evaluated_on(self.cfg)
+        plan, progress, every_s = self.plan, self.progress, self.plan.checkpoint_s
+        on = evaluated_on(plan.said)
         clock = Stopwatch(progress.wall_s)
         kept = time.perf_counter()
         often = 0.2 if sys.stderr.isatty() else 30.0  # seconds; a log file wants few lines
         bar = tqdm(
-            total=self.stop,
+            total=plan.stop,
             initial=self.server.pushes,
             unit="push",
             dynamic_ncols=True,
             mininterval=often,
         )
-        steps = self._steps() if self.server.pushes < self.stop else ()
+        steps = self._steps() if self.server.pushes < plan.stop else ()
         with bar, Stop() as stop:
             for step in steps:
                 progress.interval.append(step)
@@ -199,8 +182,8 @@ class Experiment:
                 bar.update()
                 if self.probe.rows and self.probe.rows[-1]["push"] == step.push:
                     logs.probe(self.probe.rows[-1])
-                evaluate = self.length.ends(step.push, self.cfg.eval_every)
-                if evaluate or step.push % self.cfg.log_every == 0:
+                evaluate = plan.length.ends(step.push, plan.eval_every)
+                if evaluate or step.push % plan.log_every == 0:
                     diverged = first_divergence(progress.interval, self.server.w)
                     with clock.paused():
                         row = self._row(logs, evaluate and diverged is None)
@@ -209,7 +192,7 @@ class Experiment:
                         diverged = step.push
                     if diverged is not None:
                         return {"status": DIVERGED, "diverged_at_push": diverged}
-                if step.push == self.stop:
+                if step.push == plan.stop:
                     break
                 if step.push == self.until:
                     return {"status": INTERRUPTED, "stopped_by": "until"}
@@ -226,13 +209,13 @@ class Experiment:
 
     def _whole(self) -> str:
         """The status of a run that has come as far as it was asked to."""
-        return FINISHED if self.server.pushes == self.length.pushes else STOPPED
+        return FINISHED if self.server.pushes == self.plan.length.pushes else STOPPED
 
-    def _row(self, logs: record.Logs, evaluate: bool) -> dict[str, Any]:
+    def _row(self, logs: write.Logs, evaluate: bool) -> dict[str, Any]:
         """Closes the interval with a row, an evaluation's if it is time for one."""
         progress, push = self.progress, self.server.pushes
-        row = {"epoch": self.length.epoch(push), "wall_s": progress.wall_s}
-        row |= record.row(progress.interval)
+        row = {"epoch": self.plan.length.epoch(push), "wall_s": progress.wall_s}
+        row |= write.row(progress.interval)
         row["grad_norm"] = torch.stack(self.probe.grad_norms).mean().item()
         row["w_norm"] = norm(self.server.w).item()
         self.probe.grad_norms = []
@@ -251,12 +234,12 @@ class Experiment:
         logs.log(row)
         return row
 
-    def _keep(self, logs: record.Logs) -> None:
+    def _keep(self, logs: write.Logs) -> None:
         """Writes a checkpoint; the rows it counts on are on the disk before it."""
         began = time.perf_counter()
         logs.sync()
         content = {
-            "config": flat(self.cfg),
+            "config": flat(self.plan.said),
             "server": checkpoint.pack(self.server),
             "progress": self.progress.packed(),
             "probe": self.probe.packed(),
@@ -266,24 +249,24 @@ class Experiment:
         self.progress.checkpoint_s += self.progress.last_checkpoint_s
 
     def _summary(self, outcome: dict[str, Any]) -> dict[str, Any]:
-        cfg, server = self.cfg, self.server
+        plan, server = self.plan, self.server
         return {
             **outcome,
-            "evaluated_on": evaluated_on(cfg),
-            "exp": cfg.exp,
-            "scale": cfg.scale,
-            "task": task_name(cfg),
+            "evaluated_on": evaluated_on(plan.said),
+            "exp": plan.name,
+            "scale": plan.scale,
+            "task": task_name(plan.said),
             "rule": server.rule.name,
-            "workers": cfg.workers,
-            "seed": cfg.seed,
+            "workers": plan.workers,
+            "seed": plan.said["seed"],
             "pushes": server.pushes,
             "updates": server.t,
-            "epochs": self.length.epoch(server.pushes),
-            **record.totals(self.progress.rows, flat(cfg)),
+            "epochs": plan.length.epoch(server.pushes),
+            **write.totals(self.progress.rows, flat(plan.said)),
             "checkpoint_s": self.progress.checkpoint_s,
-            "in_rounds": self.schedule.in_rounds,
+            "in_rounds": self.log.in_rounds,
             "schedule_sha256": self.identity["schedule_sha256"],
-            "weights_sha256": record.weights_sha256(server.w),
+            "weights_sha256": write.weights_sha256(server.w),
         }
 
 
@@ -324,74 +307,37 @@ def display(row: dict[str, Any], rows: Sequence[dict[str, Any]], on: str) -> dic
     return shown if test is None else {**shown, f"{on}_error": f"{test:.2%}"}
 
 
-def run_dir(cfg: DictConfig) -> Path:
-    """``run_dir``; else, with resume=auto, this config's last run; else a new directory.
-
-    New ones are outputs/<exp>/<time>-<hash of the config>.
-    """
-    check_choice("resume", cfg.resume, ("auto", "never"))
-    if cfg.run_dir is not None:
-        if not str(cfg.run_dir).strip():
-            raise BadInput("run_dir", cfg.run_dir, "name a directory")
-        return Path(str(cfg.run_dir))
-    name = cfg.exp or f"{task_name(cfg)}_{cfg.rule._target_.rsplit('.', 1)[-1].lower()}"
-    place, mark = Path("outputs") / name, config_hash(cfg)[:8]
-    found = sorted(place.glob(f"*-{mark}")) if cfg.resume == "auto" else []
-    runs = [(record.status_of(p) not in ENDED, p) for p in found if record.status_of(p)]
-    if runs:
-        return max(runs)[1]  # an unfinished one before a finished one, then the latest
-    return place / f"{time.strftime('%Y%m%d-%H%M%S')}-{mark}"
-
-
-def describe(
-    cfg: DictConfig,
-    rule: Any,
-    leaf: Any,
-    length: Length,
-    parameters: int,
-    device: torch.device,
-    path: Path,
-) -> str:
+def describe(plan: Plan, parameters: int, device: torch.device, path: Path) -> str:
     """What the run resolved to, a line for each part."""
-    schedule = str(build(cfg, "schedule"))
-    model = f"{leaf.model}, " if hasattr(leaf, "model") else ""
+    length, model = plan.length, getattr(plan.task, "model", None)
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    network = "" if model is None else f"{model}, "
     lines = {
-        "rule": rule,
-        "workers": f"{cfg.workers}, backup at {cfg.backup}",
-        "schedule": schedule,
-        "task": f"{task_name(cfg)}, {model}{parameters:,} parameters",
+        "rule": plan.rule,
+        "workers": f"{plan.workers}, backup at {plan.backup}",
+        "schedule": plan.schedule,
+        "task": f"{task_name(plan.said)}, {network}{parameters:,} parameters",
         "length": f"{length.epochs:g} epochs of {length.images:,} images in batches of "
         f"{length.batch}: {length.pushes:,} pushes",
-        "lr": f"{cfg.lr.base:g}, x{cfg.lr.factor:g} after epochs {list(cfg.lr.milestones)}",
+        "lr": plan.rate,
         "device": gpu or f"cpu, {torch.get_num_threads()} threads",
-        "seed": cfg.seed,
+        "seed": plan.said["seed"],
         "run_dir": path,
     }
     return "\n".join(f"{key:9} {value}" for key, value in lines.items())
 
 
-def scale_line(cfg: DictConfig) -> str:
-    """Says which scale was chosen for want of one, and what the paper's run would take here."""
-    device = set_device(cfg)
-    seconds = seconds_per_gradient(device)
-    hours = seconds * 160 * 50_000 / 128 / 3600
-    found = "a CUDA device" if device.type == "cuda" else "no CUDA device"
-    return (
-        f"no scale given and {found}: scale={cfg.scale}. The paper's run (scale=paper) would take "
-        f"about {hours:.1f} h here ({1000 * seconds:.0f} ms a ResNet-20 gradient, just measured)"
-    )
-
-
-def notes(cfg: DictConfig, rule: Rule, schedule: Schedule) -> Iterator[str]:
-    """What a reader of the config may not expect of it."""
-    if evaluated_on(cfg) == "validation":
-        yield f"errors are of the {cfg.validation:,} validation images; no test image is looked at"
-    if rule.for_rounds and not schedule.in_rounds:
-        yield f"no barrier: {rule.name} averages gradients as they come (schedule.barrier=true)"
-    if cfg.backup != "pull" and not pulls_later(schedule):
-        first = " but for each worker's first push" if cfg.backup == "push_from_zero" else ""
-        same = f"so backup={cfg.backup} is backup=pull{first}"
+def notes(plan: Plan, log: Schedule) -> Iterator[str]:
+    """What a reader of the plan may not expect of it."""
+    if evaluated_on(plan.said) == "validation":
+        images = f"the {plan.said['validation']:,} validation images"
+        yield f"errors are of {images}; no test image is looked at"
+    if plan.rule.for_rounds and not log.in_rounds:
+        name = plan.rule.name
+        yield f"no barrier: {name} averages gradients as they come (schedule.barrier=true)"
+    if plan.backup != "pull" and not pulls_later(log):
+        first = " but for each worker's first push" if plan.backup == "push_from_zero" else ""
+        same = f"so backup={plan.backup} is backup=pull{first}"
         yield f"every pull rides on a push here, {same}: see request_share"
 
 
@@ -403,9 +349,9 @@ def pulls_later(schedule: Schedule) -> bool:
     return bool(np.any(same & (reads[order][1:] != order[:-1] + 1)))
 
 
-def hparams(cfg: DictConfig) -> dict[str, Any]:
-    """The resolved config as TensorBoard's hparams table takes it: scalars, lists as text."""
+def hparams(plan: Plan) -> dict[str, Any]:
+    """What the config said, as TensorBoard's hparams table takes it: scalars, lists as text."""
     return {
         key: value if isinstance(value, int | float | str | bool) else str(value)
-        for key, value in flat(cfg).items()
+        for key, value in flat(plan.said).items()
     }

@@ -20,9 +20,9 @@ from matplotlib.axes import Axes
 from scipy import stats
 
 from dcasgd_repro.errors import BadInput
-from dcasgd_repro.report import Run
-from dcasgd_repro.study import Claim
-from dcasgd_repro.verdicts import FAILS, HOLDS, LEVEL, UNDECIDED
+from dcasgd_repro.run.read import Run
+from dcasgd_repro.study.grid import Claim
+from dcasgd_repro.study.verdicts import FAILS, HOLDS, LEVEL, UNDECIDED
 
 BLOCK = 100  # pushes
 WINDOW = 200  # pushes that a running median spans
@@ -59,18 +59,14 @@ def rows(runs: Mapping[str, Sequence[Run]]) -> pd.DataFrame:
     found = []
     for cell, of_cell in runs.items():
         for run in of_cell:
-            if run.finished and (run.path / "probe.csv").exists():
-                table = read(run).assign(cell=cell, seed=run.summary["seed"])
+            if run.finished and run.probes is not None:
+                table = checked(run, run.probes).assign(cell=cell, seed=run.summary["seed"])
                 found.append(table[table["epoch"] <= (run.until or math.inf) + 1e-9])
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame({"cell": [], "seed": []})
 
 
-def read(run: Run) -> pd.DataFrame:
-    """A run's probe.csv. Raises BadInput."""
-    try:
-        table = pd.read_csv(run.path / "probe.csv")
-    except (OSError, ValueError) as error:
-        raise BadInput("run", run.path, f"no readable probe.csv there ({error})") from None
+def checked(run: Run, table: pd.DataFrame) -> pd.DataFrame:
+    """A run's probe.csv, if it is one. Raises BadInput."""
     if not {"push", "epoch", *(f"removed_{name}" for name in NAMES)} <= set(table.columns):
         raise BadInput("run", run.path, "its probe.csv is not one of this program's")
     return table

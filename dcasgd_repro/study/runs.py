@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +14,11 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
-from dcasgd_repro.config import flat
 from dcasgd_repro.errors import BadInput
-from dcasgd_repro.measures import chance, last_errors
+from dcasgd_repro.run.read import KEPT, Run
 from dcasgd_repro.schedule import Schedule, delay_table
+from dcasgd_repro.study.measures import chance
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; a rule keeps its own everywhere.
 RULES = {
@@ -48,114 +42,18 @@ RESULT = (  # key in summary.json, words, form, unit
     ("wall_s", "wall time, evaluations left out", "8.1f", " s"),
 )
 ERRORS = ("test_error_best", "test_error_final", "test_error_last10", "train_error_final")
-KEPT = ("config.yaml", "provenance.json", "metrics.csv", "summary.json")
-# Keys in which runs of one row may differ.
-FREE = {"seed", "seeds", "threads", "device", "engine", "deterministic", "fused", "log_every"}
 
 
-@dataclass(frozen=True)
-class Run:
-    """A run directory, read."""
-
-    path: Path
-    summary: Mapping[str, Any]
-    until: float | None = None  # the epoch that it is read up to; None: its end
-
-    @classmethod
-    def read(cls, path: Path) -> Run:
-        """Raises BadInput where there is no summary of ours."""
-        try:
-            summary = json.loads((path / "summary.json").read_text())
-        except (OSError, ValueError) as error:
-            raise BadInput("run", path, f"no readable summary.json there ({error})") from None
-        if not isinstance(summary, dict) or "weights_sha256" not in summary:
-            raise BadInput("run", path, "its summary.json is not one of this program's")
-        return cls(path, summary)
-
-    @property
-    def finished(self) -> bool:
-        """Whether it came to its end, or to the epoch that it is read up to."""
-        status = self.summary["status"]
-        return bool(status == "finished" or (status != "failed" and self._beyond))
-
-    @property
-    def diverged(self) -> bool:
-        return bool(self.summary["status"] == "diverged" and not self._beyond)
-
-    @property
-    def _beyond(self) -> bool:
-        return self.until is not None and self.summary["epochs"] >= self.until - 1e-9
-
-    @property
-    def evaluated_on(self) -> str:
-        """Whose errors its "test" errors are: "test" images, or "validation" images."""
-        return str(self.summary.get("evaluated_on", "test"))
-
-    @property
-    def kind(self) -> str:
-        """The rule's name; ASGD with one worker is sgd."""
-        one = self.summary["rule"] == "asgd" and self.summary["workers"] == 1
-        return "sgd" if one else str(self.summary["rule"])
-
-    @property
-    def label(self) -> str:
-        name = RULES[self.kind][0] if self.kind in RULES else self.kind
-        workers, rounds = self.summary["workers"], self.summary.get("in_rounds")
-        if self.kind == "ssgd" and rounds is False:
-            name = "buffered ASGD"
-        if self.kind != "ssgd" and rounds and workers > 1:
-            name += " in rounds"
-        data = ", synthetic data" if self.summary["task"] == "synthetic" else ""
-        return f"{name}, M = {workers}{data}"
-
-    @property
-    def setting(self) -> str:
-        scale = self.summary["scale"]
-        return str(self.summary["task"]) + (f", scale={scale}" if scale else "")
-
-    @cached_property
-    def config(self) -> dict[str, Any]:
-        """The resolved config, flat, less what may differ between seeds of one configuration."""
-        try:
-            content = flat(OmegaConf.load(self.path / "config.yaml"))
-        except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
-            told = " ".join(str(error).split())
-            raise BadInput("run", self.path, f"no readable config.yaml there ({told})") from None
-        return {k: v for k, v in content.items() if not FREE & set(k.split("."))}
-
-    @cached_property
-    def metrics(self) -> pd.DataFrame:
-        try:
-            table = pd.read_csv(self.path / "metrics.csv")
-        except (OSError, ValueError) as error:
-            raise BadInput("run", self.path, f"no readable metrics.csv there ({error})") from None
-        if not {"epoch", "simulated_s", "test_error", "test_loss"} <= set(table.columns):
-            raise BadInput("run", self.path, "its metrics.csv is not one of this program's")
-        if self.until is None:
-            return table
-        late = self.config["workers"] * self.config["batch"] / self.config["images"]
-        return table[table["epoch"] < self.until + late]
-
-    @property
-    def errors(self) -> dict[str, float]:
-        """Best, final and last-10 test error and final training error, in [0, 1], or none."""
-        test = self.metrics["test_error"].dropna()
-        train = self.metrics["train_error"].dropna()
-        if test.empty:
-            return {}
-        last = last_errors(self.metrics, self.config, "test_error")
-        return {
-            "test_error_best": float(test.min()),
-            "test_error_final": float(test.iloc[-1]),
-            "test_error_last10": float(last.mean()) if len(last) else math.nan,
-            "train_error_final": float(train.iloc[-1]),
-        }
-
-    @property
-    def dc_ratio(self) -> float:
-        """Median of dc_ratio over the rows of evaluations, each the mean over some 50 pushes."""
-        rows = self.metrics.dropna(subset=["test_loss"])
-        return float(rows["dc_ratio"].median()) if "dc_ratio" in rows else math.nan
+def label(run: Run) -> str:
+    """A run's rule and number of workers, as tables and legends have them."""
+    name = RULES[run.kind][0] if run.kind in RULES else run.kind
+    workers, rounds = run.summary["workers"], run.summary.get("in_rounds")
+    if run.kind == "ssgd" and rounds is False:
+        name = "buffered ASGD"
+    if run.kind != "ssgd" and rounds and workers > 1:
+        name += " in rounds"
+    data = ", synthetic data" if run.summary["task"] == "synthetic" else ""
+    return f"{name}, M = {workers}{data}"
 
 
 def evaluated_on(runs: Sequence[Run]) -> str:
@@ -175,7 +73,7 @@ def evaluated_on(runs: Sequence[Run]) -> str:
 def one_run(path: Path) -> str:
     """A run's result table and the path of its curves, drawn if they are older than the run."""
     run = Run.read(path)
-    lines = [f"\n{run.label}: {run.summary['status']} after {run.summary['pushes']:,} pushes"]
+    lines = [f"\n{label(run)}: {run.summary['status']} after {run.summary['pushes']:,} pushes"]
     if run.summary["task"] == "synthetic":
         lines.append("  (generated images: nothing here is about CIFAR-10)")
     for key, words, form, unit in RESULT:
@@ -195,7 +93,7 @@ def one_run(path: Path) -> str:
         try:
             drawn_s = picture.stat().st_mtime if picture.exists() else 0.0
             if drawn_s < (path / "summary.json").stat().st_mtime:  # a finished run is left alone
-                draw({run.label: [run]}, run.setting).savefig(picture, dpi=120)
+                draw({label(run): [run]}, run.setting).savefig(picture, dpi=120)
             lines.append(f"  curves in {picture}; or: tensorboard --logdir {path}")
         except OSError as error:
             lines.append(f"  curves.png could not be written ({error.strerror})")
@@ -254,18 +152,18 @@ def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
             remedy = f"has the configuration and seed of {twins[0].path}, but other weights"
             raise BadInput("run", run.path, f"{remedy}; leave one of them out")
     order = [*RULES, *sorted({run.kind for run in runs} - set(RULES))]
-    by_rank = sorted(groups, key=lambda k: (order.index(groups[k][0].kind), groups[k][0].label, k))
+    by_rank = sorted(groups, key=lambda k: (order.index(groups[k][0].kind), label(groups[k][0]), k))
     ranked = [groups[key] for key in by_rank]
     named: dict[str, list[Run]] = {}
     for group in ranked:
-        first, twins = group[0], [g[0] for g in ranked if g[0].label == group[0].label]
+        first, twins = group[0], [g[0] for g in ranked if label(g[0]) == label(group[0])]
         keys = {key for twin in twins for key in twin.config}
         told = [
             f"{key}={first.config.get(key)}"
             for key in sorted(keys)
             if len({str(twin.config.get(key)) for twin in twins}) > 1
         ]
-        named[", ".join([first.label, *told])] = group
+        named[", ".join([label(first), *told])] = group
     return named
 
 

@@ -5,7 +5,6 @@ Writes text and figures, imports no torch, and changes no byte when it is done t
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,13 +13,14 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from dcasgd_repro import figures, probed, tune
 from dcasgd_repro.errors import BadInput
-from dcasgd_repro.evidence import Evidence, Found
-from dcasgd_repro.measures import MEASURES
-from dcasgd_repro.report import Run, columns_of, percent
-from dcasgd_repro.study import FOLDER, Study, names, study
-from dcasgd_repro.verdicts import Difference
+from dcasgd_repro.run.read import Run
+from dcasgd_repro.study import figures, probed, tune
+from dcasgd_repro.study.evidence import Evidence, Found
+from dcasgd_repro.study.grid import FOLDER, Study, names, study
+from dcasgd_repro.study.measures import MEASURES
+from dcasgd_repro.study.runs import columns_of, percent
+from dcasgd_repro.study.verdicts import Difference
 
 HELD_OUT = (
     "**Every error here is on validation images**: the last of the training images, kept out of "
@@ -259,7 +259,7 @@ def about_claims(here: Evidence) -> str:
 
 def made_with(runs: Sequence[Run]) -> str:
     """Commits, versions, devices and hours of the runs, in a line."""
-    first = [json.loads((run.path / "provenance.json").read_text()) for run in runs]
+    first = [run.provenance for run in runs]
     origins = [part for o in first for part in (o, *o.get("resumed", [])) if "git_commit" in part]
 
     def all_of(read: Callable[[Mapping[str, Any]], Any]) -> str:

@@ -13,7 +13,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -24,18 +24,27 @@ import yaml
 from hydra import compose, initialize_config_module
 from hydra.errors import HydraException
 from hydra.utils import get_class
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from dcasgd_repro.config import evaluated_on, length_of, stop_push
 from dcasgd_repro.errors import BadInput
-from dcasgd_repro.launchers import Handle, Launcher
-from dcasgd_repro.study import MEANS, Cell, Study, identity
+from dcasgd_repro.run.identity import MEANS, evaluated_on, identity
+from dcasgd_repro.run.plan import length_of, said_by
+from dcasgd_repro.run.read import (
+    ENDED,
+    FAILED,
+    STOPPED,
+    VERIFIED,
+    begun,
+    config_of,
+    pushes_of,
+    summary_of,
+)
+from dcasgd_repro.study.grid import Cell, Study
+from dcasgd_repro.study.launchers import Handle, Launcher
 
 CELLS = Path("outputs/cells")
-ENDED = ("finished", "diverged")
-VERIFIED = 200  # pushes whose rows are kept whole, so that a committed run can be verified
 POLL_S = 0.5
-PYTHON = (sys.executable, "-m", "dcasgd_repro.cli")
+PYTHON = (sys.executable, "-m", "dcasgd_repro")
 
 
 @dataclass(frozen=True)
@@ -59,28 +68,25 @@ class Job:
     @property
     def status(self) -> str:
         """Its summary's; else "partial" where it was begun, else "missing"."""
-        begun = (self.path / "config.yaml").exists()
-        return str(self.summary.get("status", "partial" if begun else "missing"))
+        return str(self.summary.get("status", "partial" if begun(self.path) else "missing"))
 
     @property
     def ended(self) -> bool:
         """Whether it has come as far as its study asks."""
         status = self.status
-        stopped = status == "stopped" and self.summary["pushes"] >= self.pushes
+        stopped = status == STOPPED and self.summary["pushes"] >= self.pushes
         return status in ENDED or stopped
 
     def done(self) -> int:
         """Pushes that its metrics show."""
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            return int((self.path / "metrics.csv").read_text().splitlines()[-1].split(",")[0])
-        return 0
+        return pushes_of(self.path)
 
     @property
     def command(self) -> list[str]:
         """What one would type; a run that was begun keeps its engine, device, threads and so on."""
         kept: dict[str, Any] = {}
-        with contextlib.suppress(Exception):  # whatever is wrong with that file, train will say
-            config = OmegaConf.load(self.path / "config.yaml")
+        with contextlib.suppress(BadInput):  # whatever is wrong with that file, train will say
+            config = config_of(self.path)
             kept = {key: config[key] for key in MEANS if key in config}
             kept = kept | (engine(kept.pop("engine")) if "engine" in kept else {})
         groups = {key.split(".")[0] for key in kept}
@@ -97,15 +103,7 @@ class Job:
         return "it said nothing"
 
 
-def summary_of(run: Path) -> dict[str, Any]:
-    """A run's summary.json; empty where there is none to read."""
-    with contextlib.suppress(OSError, ValueError):
-        content = json.loads((run / "summary.json").read_text())
-        return content if isinstance(content, dict) else {}
-    return {}
-
-
-def engine(config: DictConfig) -> dict[str, Any]:
+def engine(config: Mapping[str, Any]) -> dict[str, Any]:
     """What chooses that engine: its name, and its own keys."""
     for file in (files("dcasgd_repro.conf") / "engine").iterdir():
         if yaml.safe_load(file.read_text())["_target_"] == config["_target_"]:
@@ -149,7 +147,7 @@ def jobs_of(study: Study, scale: str, seeds: int, extra: Sequence[str] = ()) -> 
                 continue
             words, cfg, pushes = configs[cell.name]
             cfg.seed = seed
-            path = CELLS / identity(cfg)[:16]
+            path = CELLS / identity(said_by(cfg))[:16]
             jobs.append(Job(cell, seed, (*words, f"seed={seed}"), pushes, path))
     return jobs
 
@@ -160,7 +158,7 @@ def _composed(
     words = (f"scale={scale}", *cell.overrides, *extra)
     try:
         cfg = compose("config", overrides=list(words))
-        return words, cfg, stop_push(cfg, length_of(cfg))
+        return words, cfg, length_of(cfg).stop(cfg.stop_epoch)
     except HydraException as error:
         told = " ".join(str(error).split())
         raise BadInput(f"cell {cell.name}", " ".join(words), f"not understood: {told}") from None
@@ -171,8 +169,16 @@ def unique(jobs: Sequence[Job]) -> list[Job]:
     return list({job.path: job for job in jobs}.values())
 
 
-def run(jobs: Sequence[Job], at_a_time: int, launcher: Launcher, display: Display) -> list[Job]:
+def run(
+    jobs: Sequence[Job],
+    at_a_time: int,
+    launcher: Launcher,
+    display: Display,
+    ended: Callable[[Job], None] = lambda job: None,
+) -> list[Job]:
     """Runs what has not ended yet; returns the jobs that failed, and how they went to ``display``.
+
+    ``ended`` is called with each job that has come as far as its study asks, as it does.
 
     SIGINT, SIGTERM and SIGHUP end it with KeyboardInterrupt, once the runs have written their
     checkpoints; a second one kills them. A run that another process is at is waited for.
@@ -199,7 +205,9 @@ def run(jobs: Sequence[Job], at_a_time: int, launcher: Launcher, display: Displa
                         # It was left unfinished there, or another process was first: wait, go on.
                         waiting.insert(0, job)
                         continue
-                    if not job.ended:
+                    if job.ended:
+                        ended(job)
+                    else:
                         failed.append(job)
                     display.ended(job)
             display.show([job for job, _ in running.values()])
@@ -262,9 +270,9 @@ def keep(jobs: Sequence[Job], folder: Path, failed: Sequence[Job] = ()) -> None:
     """
     lost = {job.path for job in failed}
     for job in jobs:
-        if not (job.path / "config.yaml").exists():
+        if not begun(job.path):
             continue
-        if not job.ended and job.status != "failed" and job.path not in lost:
+        if not job.ended and job.status != FAILED and job.path not in lost:
             continue
         target = folder / job.name
         if not job.ended and _ended_before(target, job):
@@ -273,7 +281,7 @@ def keep(jobs: Sequence[Job], folder: Path, failed: Sequence[Job] = ()) -> None:
         target.mkdir(parents=True)
         for name in ("config.yaml", "provenance.json"):
             shutil.copyfile(job.path / name, target / name)
-        summary = job.summary if job.ended or job.status == "failed" else _killed(job)
+        summary = job.summary if job.ended or job.status == FAILED else _killed(job)
         (target / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
         if (rows := _thinned(job.path / "metrics.csv")) is not None:
             (target / "metrics.csv").write_text(rows)
@@ -288,19 +296,18 @@ def _ended_before(target: Path, job: Job) -> bool:
     """Whether a run of the same numbers was kept there that ended."""
     if summary_of(target).get("status") not in ENDED:
         return False
-    with contextlib.suppress(Exception):  # an unreadable config is not the same
-        there, here = (OmegaConf.load(path / "config.yaml") for path in (target, job.path))
-        return identity(there) == identity(here)  # type: ignore[arg-type]
+    with contextlib.suppress(BadInput):  # an unreadable config is not the same
+        return identity(config_of(target)) == identity(config_of(job.path))
     return False
 
 
 def _killed(job: Job) -> dict[str, Any]:
     """A summary of a run that left none."""
-    cfg = OmegaConf.load(job.path / "config.yaml")
-    rule = get_class(cfg.rule._target_).name  # type: ignore[attr-defined]
-    told = {"status": "failed", "last_line": job.last_line(), "exp": cfg.exp, "scale": cfg.scale}
-    told |= {"evaluated_on": evaluated_on(cfg)}  # type: ignore[arg-type]
-    told |= {"task": None, "rule": rule, "workers": cfg.workers, "seed": cfg.seed}
+    said = config_of(job.path)
+    told = {"status": FAILED, "last_line": job.last_line()}
+    told |= {key: said[key] for key in ("exp", "scale", "workers", "seed")}
+    told |= {"task": None, "rule": get_class(said["rule"]["_target_"]).name}
+    told |= {"evaluated_on": evaluated_on(said)}
     return {**told, "pushes": job.done(), "wall_s": None, "weights_sha256": None}
 
 
@@ -333,10 +340,7 @@ def plan(jobs: Sequence[Job], at_a_time: int, seconds: Callable[[], float | None
 
 def seconds_per_push(scale: str) -> float | None:
     """Median wall seconds a push, evaluations left out, of the runs of that scale in outputs/."""
-    rates = []
-    for file in CELLS.glob("*/summary.json"):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
-            summary = json.loads(file.read_text())
-            if summary["scale"] == scale:
-                rates.append(summary["wall_s"] / summary["pushes"])
+    found = [summary_of(path) for path in CELLS.glob("*")]
+    made = [summary for summary in found if summary.get("scale") == scale and summary.get("wall_s")]
+    rates = [summary["wall_s"] / summary["pushes"] for summary in made]
     return float(pd.Series(rates).median()) if rates else None

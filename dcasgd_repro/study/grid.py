@@ -8,9 +8,7 @@ tuned.yaml  what `dcasgd-repro tune` found, by scale; written by it
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,13 +19,11 @@ from typing import Any
 
 import pandas as pd
 import yaml
-from omegaconf import DictConfig
 
-from dcasgd_repro.config import APART, flat
 from dcasgd_repro.errors import BadInput, check_number, check_whole
-from dcasgd_repro.measures import MEASURES
+from dcasgd_repro.study.measures import MEASURES
 
-FOLDER = Path(__file__).parents[1] / "experiments"
+FOLDER = Path(__file__).parents[2] / "experiments"
 if not FOLDER.exists():  # installed from a wheel, which does not hold it: a checkout's, from there
     FOLDER = Path("experiments")
 
@@ -513,31 +509,3 @@ def _table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     if missing := {"cell"} - set(table.columns):
         raise BadInput("study", path, f"it has no column {missing.pop()}")
     return table
-
-
-# A run is the same one whatever it is computed with; its provenance says with what.
-MEANS = ("engine", "threads", "device", "deterministic", "fused", "log_every")
-
-
-def identity(cfg: DictConfig) -> str:
-    """sha256 of what the resolved config says of the numbers, seed included.
-
-    A key that is null counts as absent, so that a new key leaves the runs there are what they were.
-    A schedule's file counts by its content, and a folder of images by its place.
-    """
-    content = flat(cfg, apart=(*APART, *MEANS))
-    given = {key: _plain(value) for key, value in content.items() if value is not None}
-    log = Path(str(content.get("schedule.path")))
-    if log.is_file():
-        given["schedule.path"] = hashlib.sha256(log.read_bytes()).hexdigest()
-    if str(content.get("task.data._target_")).endswith("ImageFolder"):
-        given["task.data.root"] = str(cfg.task.data.root)
-    return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
-
-
-def _plain(value: Any) -> Any:
-    """2 and 2.0 are one number."""
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    return float(value) if whole else value

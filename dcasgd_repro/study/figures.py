@@ -24,12 +24,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, NullLocator
 
-from dcasgd_repro import probed
-from dcasgd_repro.evidence import Evidence
-from dcasgd_repro.measures import MEASURES, chance, curve
-from dcasgd_repro.report import OTHERS, RULES, Run
-from dcasgd_repro.tune import best, of_kept
-from dcasgd_repro.verdicts import NOTHING, Difference
+from dcasgd_repro.run.read import Run
+from dcasgd_repro.study import probed
+from dcasgd_repro.study.evidence import Evidence
+from dcasgd_repro.study.measures import MEASURES, chance, curve
+from dcasgd_repro.study.runs import OTHERS, RULES
+from dcasgd_repro.study.tune import best, of_kept
+from dcasgd_repro.study.verdicts import NOTHING, Difference
 
 BLUE, RED, GREY = "#0072B2", "#D55E00", "#666666"
 DASHES = ["--", "-.", ":", "-", (0, (5, 1)), (0, (1, 1))]
@@ -400,7 +401,7 @@ def prefix(here: Evidence) -> Figure:
         axes[1][column].set_xlabel("epochs of effective passes")
     for row in (0, 1):
         axes[row][0].set_ylabel("error (%)")
-    figure.supxlabel("thick: ours, mean over seeds, their range shaded; "
+    figure.supxlabel("thick: ours, mean over seeds, their range shaded\n"
                      "thin with markers: the paper's run, one a cell", fontsize=9)  # fmt: skip
     return figure
 

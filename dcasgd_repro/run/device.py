@@ -8,38 +8,39 @@ import platform
 import time
 
 import torch
-from omegaconf import DictConfig
 from torch.nn import functional as F
 
 from dcasgd_repro.errors import BadInput, check_choice, check_whole
 from dcasgd_repro.models import ResNet
 
 
-def set_device(cfg: DictConfig) -> torch.device:
+def set_device(
+    device: str = "auto", threads: int | None = None, deterministic: str | bool = "auto"
+) -> torch.device:
     """Sets threads, determinism and precision; returns the device: auto is CUDA if torch sees one.
 
     float32 is float32: convolutions on CUDA use TF32 only where an engine is told to.
     """
-    if cfg.threads is not None:
-        check_whole("threads", cfg.threads, 1, 1024)
-        torch.set_num_threads(cfg.threads)
-    check_choice("device", cfg.device, ("auto", "cpu", "cuda"))
+    if threads is not None:
+        check_whole("threads", threads, 1, 1024)
+        torch.set_num_threads(threads)
+    check_choice("device", device, ("auto", "cpu", "cuda"))
     found = torch.cuda.is_available()
-    if cfg.device == "cuda" and not found:
-        raise BadInput("device", cfg.device, "torch sees no CUDA device here; use device=cpu")
-    device = torch.device("cuda" if found and cfg.device != "cpu" else "cpu")
-    check_choice("deterministic", cfg.deterministic, ("auto", True, False))
-    exact = device.type == "cpu" if cfg.deterministic == "auto" else cfg.deterministic
-    if exact and device.type == "cuda":  # what cuBLAS asks for; read when it starts
+    if device == "cuda" and not found:
+        raise BadInput("device", device, "torch sees no CUDA device here; use device=cpu")
+    chosen = torch.device("cuda" if found and device != "cpu" else "cpu")
+    check_choice("deterministic", deterministic, ("auto", True, False))
+    exact = chosen.type == "cpu" if deterministic == "auto" else bool(deterministic)
+    if exact and chosen.type == "cuda":  # what cuBLAS asks for; read when it starts
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # As use_deterministic_algorithms, which would also import the compiler: seconds of start-up.
     torch.set_deterministic_debug_mode("error" if exact else "default")
     torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, changes no result
-    if device.type == "cuda":
+    if chosen.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False
     else:
         keep_freed_memory()
-    return device
+    return chosen
 
 
 def keep_freed_memory() -> bool:

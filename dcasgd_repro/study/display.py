@@ -10,7 +10,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
-from dcasgd_repro.reproduce import Display, Job
+from dcasgd_repro.study.reproduce import Display, Job
 
 FEW = 8  # seeds that have a column each
 EVERY_S = 60.0  # between lines of progress in a file

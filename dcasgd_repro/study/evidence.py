@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dcasgd_repro import probed
-from dcasgd_repro.config import differences
 from dcasgd_repro.errors import BadInput
-from dcasgd_repro.measures import MEASURES, Measure, chance, curve
-from dcasgd_repro.report import Run, evaluated_on, tabulate
-from dcasgd_repro.study import Claim, Study
-from dcasgd_repro.verdicts import (
+from dcasgd_repro.run.identity import differences
+from dcasgd_repro.run.read import Run
+from dcasgd_repro.study import probed
+from dcasgd_repro.study.grid import Claim, Study
+from dcasgd_repro.study.measures import MEASURES, Measure, chance, curve
+from dcasgd_repro.study.runs import evaluated_on, tabulate
+from dcasgd_repro.study.verdicts import (
     ENOUGH,
     FAILS,
     HOLDS,

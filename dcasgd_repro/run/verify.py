@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from omegaconf import OmegaConf
 
-from dcasgd_repro import experiment, record
-from dcasgd_repro.device import set_device
 from dcasgd_repro.errors import BadInput
-from dcasgd_repro.reproduce import VERIFIED
+from dcasgd_repro.run import experiment, write
+from dcasgd_repro.run.device import set_device
+from dcasgd_repro.run.plan import Plan, plan_of
+from dcasgd_repro.run.read import VERIFIED, config_of, provenance_of, rows_of, summary_of
 
 COMPARED = ("push", "update", "simulated_s", "lr", "train_loss", "delay_mean", "delay_max")
 COMPARED += ("dc_ratio", "gap_norm")
@@ -29,17 +28,16 @@ def verify(path: Path) -> tuple[str, bool]:
     that differs, by how much, and what is different here: another torch, device or number of
     threads sums in another order. Raises BadInput where there is no kept run with such rows.
     """
-    cfg, theirs = _kept(path)
+    plan, theirs = _kept(path)
     last = int(theirs["push"].iloc[-1])
-    cfg.checkpoint.every_s = 1e9
     with tempfile.TemporaryDirectory() as folder:
-        cfg.run_dir = folder
-        experiment.run(cfg, say=lambda line: None, until=last)
-        summary = json.loads((Path(folder) / "summary.json").read_text())
+        again = replace(plan, run_dir=folder, checkpoint_s=1e9)
+        experiment.run(again, say=lambda line: None, until=last)
+        summary = summary_of(Path(folder))
         if summary.get("stopped_by", "until") != "until":
             raise KeyboardInterrupt
-        ours = pd.read_csv(Path(folder) / "metrics.csv", dtype=str)
-        here = record.environment(set_device(cfg))
+        ours = rows_of(Path(folder), text=True)
+        here = write.environment(set_device(plan.device, plan.threads, plan.deterministic))
     theirs, ours = theirs[list(COMPARED)], ours[list(COMPARED)].head(len(theirs))
     where = f"{path}: {last} pushes, {len(theirs)} rows of {len(COMPARED)} numbers"
     if theirs.reset_index(drop=True).equals(ours.reset_index(drop=True)):
@@ -60,23 +58,15 @@ def verify(path: Path) -> tuple[str, bool]:
 
 def elsewhere(path: Path, here: dict[str, Any]) -> str:
     """In what this machine differs from the run's, as far as bits may depend on it."""
-    was = json.loads((path / "provenance.json").read_text())
-    was, now = ({**o, "torch": o["versions"]["torch"]} for o in (was, here))
+    was, now = ({**o, "torch": o["versions"]["torch"]} for o in (provenance_of(path), here))
     return ", ".join(f"{k} was {was[k]}, is {now[k]}" for k in HERE if was[k] != now[k])
 
 
-def _kept(path: Path) -> tuple[DictConfig, pd.DataFrame]:
-    """The run's config, and its rows up to push 200 as text."""
-    try:
-        cfg = OmegaConf.load(path / "config.yaml")
-        rows = pd.read_csv(path / "metrics.csv", dtype=str)
-        early = rows[rows["push"].astype(int) <= VERIFIED]
-        json.loads((path / "provenance.json").read_text())["versions"]
-        if not isinstance(cfg, DictConfig):
-            raise ValueError("its config.yaml is no config")
-    except (OSError, ValueError, KeyError, TypeError, YAMLError, OmegaConfBaseException) as error:
-        told = " ".join(str(error).split())
-        raise BadInput("run", path, f"not a kept run of this program ({told})") from None
+def _kept(path: Path) -> tuple[Plan, pd.DataFrame]:
+    """The run's plan, and its rows up to push 200 as text."""
+    cfg, rows = OmegaConf.create(config_of(path)), rows_of(path, text=True)
+    provenance_of(path)  # refused here, not after the run
+    early = rows[rows["push"].astype(int) <= VERIFIED]
     if early.empty:
         raise BadInput("run", path, f"its metrics.csv has no row up to push {VERIFIED}")
-    return cfg, early
+    return plan_of(cfg), early

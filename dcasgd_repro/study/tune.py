@@ -8,7 +8,6 @@ beyond its own better end. That is repeated until every best value lies inside.
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,13 +15,14 @@ import numpy as np
 import yaml
 from hydra import compose, initialize_config_module
 
-from dcasgd_repro.config import build, flat
 from dcasgd_repro.errors import BadInput
-from dcasgd_repro.evidence import Evidence
-from dcasgd_repro.measures import MEASURES, chance
-from dcasgd_repro.report import Run
-from dcasgd_repro.reproduce import Job, jobs_of
-from dcasgd_repro.study import Study
+from dcasgd_repro.run.identity import flat
+from dcasgd_repro.run.plan import build, said_by
+from dcasgd_repro.run.read import Run, provenance_of
+from dcasgd_repro.study.evidence import Evidence
+from dcasgd_repro.study.grid import Study
+from dcasgd_repro.study.measures import MEASURES, chance
+from dcasgd_repro.study.reproduce import Job, jobs_of
 
 ROUNDS = 8  # the grid, and so many less one extensions of it at most
 
@@ -153,7 +153,7 @@ def check(chosen: Study, scale: str) -> None:
     with initialize_config_module("dcasgd_repro.conf", version_base="1.3"):
         for cell in chosen.cells:
             cfg = compose("config", overrides=[f"scale={scale}", *cell.overrides])
-            if key not in (known := flat(cfg, apart=(), resolve=False)):
+            if key not in (known := flat(said_by(cfg, resolve=False), apart=())):
                 near = (
                     " or ".join(difflib.get_close_matches(key, known, n=2)) or "a key of the config"
                 )
@@ -198,7 +198,7 @@ def write(chosen: Study, scale: str, grid: Grid, jobs: Sequence[Job]) -> str:
 
 def commits(jobs: Sequence[Job]) -> list[str]:
     """The commits that the runs were made with."""
-    origins = [json.loads((job.path / "provenance.json").read_text()) for job in jobs]
+    origins = [provenance_of(job.path) for job in jobs]
     return sorted({str(origin.get("git_commit") or "unknown")[:7] for origin in origins})
 
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from dcasgd_repro import taylor
-from dcasgd_repro.checkpoint import plain, shaped
-from dcasgd_repro.config import length_of, task_name
-from dcasgd_repro.errors import BadInput, check_whole
+from dcasgd_repro.errors import BadInput
 from dcasgd_repro.rules import Arrival, Rule
+from dcasgd_repro.run import taylor
+from dcasgd_repro.run.checkpoint import plain, shaped
+from dcasgd_repro.run.identity import task_name
+from dcasgd_repro.run.plan import PROBES, Plan
 from dcasgd_repro.simulate import Server, norm
 
 
@@ -90,20 +90,16 @@ class Probe:
                 self.shadows.states[name] = shaped(state, content["shadows"][name])
 
 
-def probe_of(cfg: DictConfig, task: Any, server: Server) -> Probe:
-    """The probe that ``cfg.probe`` describes, in the server's way. Raises BadInput."""
-    keys = cfg.get("probe")  # absent from configs that are older than the key
-    if keys is None:
-        return Probe(task, server)
-    if not OmegaConf.is_dict(keys):
-        raise BadInput("probe", keys, "this is a group of keys; set one inside it")
-    lacks = {"batch_error_every": "classes to mistake", "every": "network to take gradients of"}
+def probe_of(plan: Plan, task: Any, server: Server) -> Probe:
+    """The probe that the plan asks for, in the server's way. Raises BadInput."""
+    lacks = {
+        "batch_error_every": "classes to mistake",
+        "probe_every": "network to take gradients of",
+    }
     for key, what in lacks.items():
-        every = keys.get(key)
-        if every is not None:
-            check_whole(f"probe.{key}", every)
-            if not hasattr(task, "batch_error"):
-                remedy = f"task {task_name(cfg)} has no {what}; leave it out"
-                raise BadInput(f"probe.{key}", every, remedy)
-    epoch = length_of(cfg).epoch
-    return Probe(task, server, keys.get("batch_error_every"), keys.get("every"), cfg.batch, epoch)
+        if (every := getattr(plan, key)) is not None and not hasattr(task, "batch_error"):
+            remedy = f"task {task_name(plan.said)} has no {what}; leave it out"
+            raise BadInput(PROBES[key], every, remedy)
+    length = plan.length
+    measured = (plan.batch_error_every, plan.probe_every)
+    return Probe(task, server, *measured, length.batch, length.epoch)

@@ -6,23 +6,14 @@ A measure reads a run's config, summary and metrics.csv; errors are in percent.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
 
-
-class Run(Protocol):
-    """What a measure reads of a run, see ``report.Run``."""
-
-    @property
-    def config(self) -> Mapping[str, Any]: ...
-    @property
-    def summary(self) -> Mapping[str, Any]: ...
-    @property
-    def metrics(self) -> pd.DataFrame: ...
+from dcasgd_repro.run.read import Run, last_errors
 
 
 class Study(Protocol):
@@ -51,19 +42,6 @@ def chance(run: Run) -> float:
     """The error of guessing, in percent: what a run that diverged counts as."""
     classes = run.config.get("task.model.classes") or 10  # CIFAR-10's networks have no such key
     return 100 * (1 - 1 / int(classes))
-
-
-def last_errors(metrics: pd.DataFrame, config: Mapping[str, Any], column: str) -> np.ndarray:
-    """The last ten evaluations after the last drop of the learning rate, in [0, 1].
-
-    Where a drop lies among the last ten, those before it belong to another phase of training. An
-    evaluation at the very epoch of a drop was trained before it.
-    """
-    rows = metrics[["epoch", column]].dropna()
-    drops = [m for m in config.get("lr.milestones") or () if m < metrics["epoch"].max()]
-    after = max(drops, default=0.0) + config["batch"] / config["images"] - 1e-9
-    kept: np.ndarray = rows[rows["epoch"] >= after][column].to_numpy()[-10:]
-    return kept
 
 
 def last10(run: Run, _: Study) -> float:

@@ -31,16 +31,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import OmegaConf
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
-from yaml import YAMLError
 
-from dcasgd_repro.config import differences, flat
 from dcasgd_repro.errors import BadInput
-from dcasgd_repro.measures import last_errors
+from dcasgd_repro.run.identity import differences, flat
+from dcasgd_repro.run.read import begun, checkpoints, config_of, last_errors, provenance_of
 from dcasgd_repro.schedule import Schedule
 from dcasgd_repro.simulate import Step
 
@@ -291,45 +289,20 @@ def locked(path: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def status_of(path: Path) -> str | None:
-    """The status in a run directory's summary; "unfinished" without one; None: no run there."""
-    if path.exists() and not path.is_dir():
-        raise BadInput("run_dir", path, "that is a file; name a directory")
-    summary = path / "summary.json"
-    if summary.exists():
-        try:
-            return str(json.loads(summary.read_text())["status"])
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            if not checkpoints(path):
-                remedy = f"its summary.json cannot be read ({error}); name another directory"
-                raise BadInput("run_dir", path, remedy) from None
-    return "unfinished" if (path / "config.yaml").exists() or checkpoints(path) else None
-
-
-def checkpoints(path: Path) -> bool:
-    """Whether a directory has a checkpoint, whole or not."""
-    return any(path.glob("checkpoint*.pt"))
-
-
-def refuse_other_run(cfg: DictConfig, path: Path) -> None:
+def refuse_other_run(said: Mapping[str, Any], path: Path) -> None:
     """Refuses a directory whose run has another config, naming the differences.
 
     Without its config.yaml the checkpoint alone tells, see ``Experiment.resume``.
     """
-    if not (path / "config.yaml").exists() and checkpoints(path):
+    if not begun(path) and checkpoints(path):
         return
-    try:
-        theirs = flat(OmegaConf.load(path / "config.yaml"))
-    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
-        raise BadInput(
-            "run_dir", path, f"holds no readable config.yaml; name another directory ({error})"
-        ) from None
-    if told := differences(theirs, flat(cfg)):
+    theirs = flat(config_of(path, "run_dir"))
+    if told := differences(theirs, flat(said)):
         raise BadInput("run_dir", path, f"holds a run with {told}; name another directory")
 
 
 def note_origin(
-    cfg: DictConfig,
+    said: Mapping[str, Any],
     path: Path,
     schedule: Schedule,
     here: Mapping[str, Any],
@@ -341,18 +314,17 @@ def note_origin(
     ``here`` tells of this process, ``identity`` of schedule and data. The config comes last: a
     directory that has one has the others.
     """
-    provenance, seeds = path / "provenance.json", OmegaConf.to_container(cfg.seeds, resolve=True)
-    content = {**here, **identity, "seeds": seeds}
+    content = {**here, **identity, "seeds": said.get("seeds")}
     if pushes:
         try:
-            first = json.loads(provenance.read_text())
+            first = provenance_of(path)
             first["resumed"] = [*first.get("resumed", []), {"after_push": pushes, **here}]
             content = first
-        except (OSError, ValueError, TypeError, AttributeError):
+        except (BadInput, TypeError):
             content["resumed"] = [{"after_push": pushes, "note": "earlier provenance was lost"}]
     schedule.save(path / "schedule.csv.gz")
-    write_json(provenance, content)
-    write_text(path / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+    write_json(path / "provenance.json", content)
+    write_text(path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(said))))
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -404,7 +376,7 @@ def _processor() -> str:
 
 
 def _git(*words: str) -> str | None:
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():  # installed: a repository around it would not be ours
         return None
     command = ["git", "-C", str(root), *words]

@@ -1,0 +1,241 @@
+"""The commands of ``dcasgd-repro``: a thin door, each imports what it needs when it is called."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from dcasgd_repro import __version__
+from dcasgd_repro.cli import help as texts
+from dcasgd_repro.cli.help import told
+from dcasgd_repro.errors import BadInput, Failure
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+RESULTS = Path("results")
+
+
+def main() -> None:
+    """Runs the command line and exits.
+
+    0 done, 1 a run of a study failed or verify found a difference, 2 bad input, 3 diverged, 4 a
+    machine fault, 128 + the signal's number where one stopped it.
+    """
+    command, *rest = sys.argv[1:] or ["--help"]
+    try:
+        sys.exit(dispatch(command, rest))
+    except BadInput as error:
+        sys.exit(told(str(error), 2))
+    except Failure as error:
+        sys.exit(told(str(error), 4))
+    except BrokenPipeError:  # the reader of our output has left, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except OSError as error:
+        sys.exit(told(f"{error.filename}: {error.strerror}", 4))
+    except KeyboardInterrupt:
+        sys.exit(told("interrupted", 130))
+
+
+def dispatch(command: str, rest: list[str]) -> int:
+    """Runs one command; returns its exit code."""
+    if command in ("-h", "--help", "help"):
+        print(texts.HELP, end="")
+        return 0
+    if command == "--version":
+        print(__version__)
+        return 0
+    if command in HYDRAS:
+        job, text = HYDRAS[command]
+        if set(rest) & {"-h", "--help"}:
+            print(texts.text_of(text), end="")
+            return 0
+        from dcasgd_repro.cli.hydra import with_hydra
+
+        return with_hydra(job, command, rest)
+    if command in OWN:
+        return OWN[command](rest)
+    return told(f"{command}: no such command; choose {texts.COMMANDS}", 2)
+
+
+def train(cfg: DictConfig, argv: Sequence[str]) -> int:
+    from dcasgd_repro.run.experiment import run
+    from dcasgd_repro.run.plan import plan_of
+    from dcasgd_repro.run.read import DIVERGED, INTERRUPTED, summary_of
+    from dcasgd_repro.study.runs import one_run
+
+    plan = plan_of(cfg)
+    if not any(a.startswith("scale=") for a in argv) and cfg.scale in ("paper", "laptop"):
+        print(scale_line(cfg), flush=True)
+    path = run(plan, argv)
+    print(one_run(path), flush=True)
+    summary = summary_of(path)
+    if summary["status"] == INTERRUPTED:
+        name, pushes = summary["stopped_by"], summary["pushes"]
+        again = f"to go on: the same command, or with run_dir={path}"
+        sys.exit(told(f"{name} after push {pushes:,}; {again}", 128 + signal.Signals[name]))
+    return 3 if summary["status"] == DIVERGED else 0
+
+
+def scale_line(cfg: DictConfig) -> str:
+    """Says which scale was chosen for want of one, and what the paper's run would take here."""
+    from dcasgd_repro.run.device import seconds_per_gradient, set_device
+
+    device = set_device(cfg.device, cfg.threads, cfg.deterministic)
+    seconds = seconds_per_gradient(device)
+    hours = seconds * 160 * 50_000 / 128 / 3600
+    found = "a CUDA device" if device.type == "cuda" else "no CUDA device"
+    return (
+        f"no scale given and {found}: scale={cfg.scale}. The paper's run (scale=paper) would take "
+        f"about {hours:.1f} h here ({1000 * seconds:.0f} ms a ResNet-20 gradient, just measured)"
+    )
+
+
+def schedule(cfg: DictConfig, argv: Sequence[str]) -> int:
+    from dcasgd_repro.run.plan import length_of, log_of
+    from dcasgd_repro.study import runs
+
+    log = log_of(cfg, length_of(cfg).pushes)
+    out = Path(cfg.run_dir or f"outputs/schedule/{log.sha256()[:8]}")
+    print(runs.schedule(log, out))
+    return 0
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, refusing in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        sys.exit(told(f"{message}; `{self.prog} --help` says more", 2))
+
+
+def data(arguments: list[str]) -> int:
+    parser = Parser("dcasgd-repro data", description=texts.DATA_HELP)
+    parser.add_argument("action", choices=("fetch", "verify", "path"))
+    parser.add_argument(
+        "root", nargs="?", metavar="data.root=DIR", help="instead of $DCASGD_DATA or the cache"
+    )
+    given = parser.parse_args(arguments)
+    root = given.root
+    if root is not None:
+        key, _, root = root.partition("=")
+        if key != "data.root" or not root:
+            raise BadInput(key, root, "the one key of this command is data.root=DIR")
+
+    from dcasgd_repro.data import fetch
+
+    if given.action == "fetch":
+        print(f"CIFAR-10 is complete and verified in {fetch.fetch(root)}")
+    elif given.action == "path":
+        print(fetch.home(root))
+    else:
+        for name, md5 in fetch.verify(root).items():
+            print(f"{md5}  {name}")
+        print("all six batches are the official ones")
+    return 0
+
+
+def report(arguments: list[str]) -> int:
+    parser = Parser("dcasgd-repro report", description=texts.REPORT_HELP)
+    parser.add_argument("runs", nargs="*", metavar="STUDY | RUN",
+                        help="a study's name, or run directories and folders of them")  # fmt: skip
+    parser.add_argument("--out", type=Path, help="where the table, the figure and the text go")
+    given = parser.parse_args(arguments)
+
+    from dcasgd_repro.study import pages, runs
+
+    places = [Path(name) for name in given.runs]
+    studies = [place for place in places if (place / "grid.yaml").exists()]
+    if places and not studies and all(place.is_dir() for place in places):
+        print(runs.comparison(places, given.out))
+        return 0
+    if given.out is not None:
+        raise BadInput("--out", given.out, "a study's report goes to results/; leave it out")
+    print(pages.all_of(given.runs, RESULTS))
+    return 0
+
+
+def reproduce(arguments: list[str]) -> int:
+    from dcasgd_repro.study.request import request
+
+    asked = request("reproduce", arguments, texts.choices("scale"))
+    if asked is None:
+        return study_help(texts.REPRODUCE_HELP)
+    return asked.reproduce(RESULTS)
+
+
+def tune(arguments: list[str]) -> int:
+    from dcasgd_repro.study.request import request
+
+    asked = request("tune", arguments, texts.choices("scale"))
+    if asked is None:
+        return study_help(texts.TUNE_HELP, tuned=True)
+    return asked.tune(RESULTS)
+
+
+def study_help(text: str, tuned: bool = False) -> int:
+    """The help of a command about studies, which it lists."""
+    from dcasgd_repro.study.grid import names, study
+
+    listed = [name for name in names() if not tuned or study(name).tune is not None]
+    print(text.format(studies=", ".join(listed), scale=", ".join(texts.choices("scale"))), end="")
+    return 0
+
+
+def verify(arguments: list[str]) -> int:
+    parser = Parser("dcasgd-repro verify", description=texts.VERIFY_HELP)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a kept run's folder")
+    given = parser.parse_args(arguments)
+
+    from dcasgd_repro.run.verify import verify as verified
+
+    results = [verified(path) for path in given.runs]
+    for line, _ in results:
+        print(line)
+    return int(not all(equal for _, equal in results))
+
+
+def bench(arguments: list[str]) -> int:
+    parts = ("simulate", "memory", "schedule", "update", "waves", "all")
+    parser = Parser("dcasgd-repro bench", description=texts.BENCH_HELP)
+    parser.add_argument("parts", nargs="*", choices=parts, default="all", metavar="PART",
+                        help=f"one or more of {', '.join(parts)} (default: all)")  # fmt: skip
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument(
+        "--out", type=Path, default=Path("results/bench"), help="folder of the JSON"
+    )
+    given = parser.parse_args(arguments)
+
+    from dcasgd_repro.bench import page
+    from dcasgd_repro.run.device import set_device
+
+    device = set_device(given.device)
+    chosen = list(page.PARTS) if "all" in given.parts else list(dict.fromkeys(given.parts))
+    try:
+        file = page.run(chosen, device, given.out, ["dcasgd-repro", "bench", *arguments])
+    except KeyboardInterrupt:
+        return told(f"interrupted; the parts that were done are kept in {given.out}", 130)
+    print(f"\nkept in {file}; all of them in {page.write(given.out)}")
+    return 0
+
+
+HYDRAS: dict[str, tuple[Callable[[DictConfig, Sequence[str]], int], str]] = {
+    "train": (train, texts.TRAIN_HELP),
+    "schedule": (schedule, texts.SCHEDULE_HELP),
+}
+OWN: dict[str, Callable[[list[str]], int]] = {
+    "reproduce": reproduce,
+    "tune": tune,
+    "report": report,
+    "verify": verify,
+    "data": data,
+    "bench": bench,
+}
+
+if __name__ == "__main__":
+    main()

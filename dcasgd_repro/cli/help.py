@@ -1,0 +1,149 @@
+"""What the command line says: help, what there is to choose, refusals. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+CONF = Path(__file__).parents[1] / "conf"
+if not CONF.exists():  # an editable install: conf/ stands beside the package
+    CONF = Path(__file__).parents[2] / "conf"
+
+COMMANDS = "train, schedule, reproduce, tune, report, verify, data or bench"
+
+HELP = """\
+dcasgd-repro: asynchronous SGD with delay compensation, simulated on one device
+
+usage: dcasgd-repro COMMAND [...]
+
+  train      run one experiment, or a sweep of them
+  schedule   draw a schedule of asynchronous workers: its delays, histogram and log
+  reproduce  run a table or figure of the paper, or what it still lacks
+  tune       choose a key of a study's cells, as the learning rate, by validation
+  report     tables and figures from finished runs, beside the paper's
+  verify     make the start of a committed run again and compare
+  data       fetch, verify or find CIFAR-10
+  bench      what a simulated worker costs on this device
+
+dcasgd-repro COMMAND --help says more. Start with
+
+  dcasgd-repro data fetch
+  dcasgd-repro train +exp=cifar_dc
+"""
+
+TRAIN_HELP = """\
+usage: dcasgd-repro train [+exp=NAME] [KEY=VALUE ...] [-m]
+
+  +exp=NAME     an experiment: {exp}
+  task=         {task}
+  rule=         {rule}
+  schedule=     {schedule}
+  scale=        {scale} (unset: paper with a CUDA device, else laptop;
+                imagenet for task imagenet, smoke for the others)
+  KEY=VALUE     any key of the config: workers=4 rule.lam0=1 seed=3 epochs=2 device=cpu
+                run_dir=DIR augment=false lr.base=0.1 task.weight_decay=1e-4
+  -m            a sweep: seed=0,1,2 rule=asgd,dcasgd_a runs every combination
+  --cfg job     print the composed config and stop (--resolve fills it in)
+
+A run that was stopped goes on when the same command is given again; resume=never starts anew.
+
+examples
+  dcasgd-repro train +exp=cifar_dc
+  dcasgd-repro train +exp=cifar_asgd workers=4 schedule=exponential seed=3
+  dcasgd-repro train task=synthetic rule=asgd workers=4 schedule=gamma epochs=2
+  dcasgd-repro train -m +exp=cifar_dc seed=0,1,2
+"""
+
+SCHEDULE_HELP = """\
+usage: dcasgd-repro schedule [schedule=NAME] [workers=M] [KEY=VALUE ...]
+
+  schedule=     {schedule}
+  KEY=VALUE     any key of the config: seed=1 schedule.compute.cv=0.5 scale=laptop
+                run_dir=DIR (where the log and the figure go)
+
+Prints the table of delays, the log's sha256 and its simulated duration; saves the log, the table
+and a histogram. The number of pushes is that of the scale (unset: as for train, with paper for
+cifar10).
+
+examples
+  dcasgd-repro schedule schedule=gamma workers=8
+  dcasgd-repro schedule schedule=file schedule.path=outputs/schedule/.../schedule.csv.gz workers=8
+"""
+
+
+REPRODUCE_HELP = """\
+usage: dcasgd-repro reproduce STUDY [scale=NAME] [seeds=N] [jobs=N] [launcher=NAME] [--dry-run]
+
+  STUDY         {studies};
+                the beginning of a name is enough; or a folder of yours with a grid.yaml
+  scale=        {scale} (unset: paper with a CUDA device, else laptop;
+                imagenet for its studies)
+  seeds=        how many: 0, 1, ... (default 3)
+  jobs=         runs at a time (default: one a CPU core; with CUDA one)
+  launcher=     local, slurm (slurm.time=MINUTES slurm.partition= ...) or ray (ray.num_gpus= ...)
+  KEY=VALUE     engine, threads, device, data.root: means, not numbers; a run that was begun keeps
+                its own
+  --dry-run     print the runs, their state and the time they should take, and stop
+
+Runs what is missing under outputs/cells, goes on with what was stopped, and keeps going when a run
+fails. Then keeps the text of the runs, tables and figures under results/STUDY/SCALE. Ctrl-C leaves
+everything to go on from. Exits with 1 if a run failed.
+
+examples
+  dcasgd-repro reproduce table1 scale=laptop
+  dcasgd-repro reproduce fig5 scale=paper seeds=5 jobs=2 --dry-run
+"""
+
+TUNE_HELP = """\
+usage: dcasgd-repro tune STUDY [scale=NAME] [seeds=N] [jobs=N] [launcher=NAME] [--dry-run]
+
+  STUDY         a study whose grid.yaml has `tune`: {studies}; or a folder of yours
+  scale= seeds= jobs= launcher= KEY=VALUE --dry-run
+                as for reproduce
+
+Runs every cell with each of its values, on validation images; no test image is looked at. The best
+value has the lowest mean, over the seeds, of the mean error of the last ten evaluations; a run that
+diverged counts as chance, 90 %. Where the best value of any cell lies at an end of its grid, every
+grid is extended by one value: beyond that end, or, where the best value lies inside, beyond its own
+better end. So all cells have equally many trials. That is repeated until every best value lies
+inside. The choice goes to tuned.yaml in the study's folder, for other studies to read; page and
+figure go to results/STUDY/SCALE. Ctrl-C leaves everything to go on from. Exits with 1 if a run
+failed; nothing is chosen then.
+
+examples
+  dcasgd-repro tune lr_cifar10 scale=laptop --dry-run
+  dcasgd-repro tune lr_cifar10 scale=laptop seeds=3
+"""
+
+VERIFY_HELP = """Makes the first pushes of a committed run again and compares the rows of its
+metrics.csv, up to push 200."""
+DATA_HELP = "CIFAR-10: fetch it, verify it bit for bit, or say where it is looked for."
+BENCH_HELP = """Paired timings on this device: what simulating workers costs over plain PyTorch, how
+much memory backups take, how fast schedules, updates and engines are. About 25 minutes for
+all on two CPU cores; leave the machine alone meanwhile."""
+REPORT_HELP = """Tables and figures from finished runs. Without arguments, or with the name of a
+study, those of results/ beside the paper's; with run directories, or folders of them, one table of
+these runs, grouped over seeds."""
+
+
+def groups() -> list[str]:
+    """The groups of conf/."""
+    return sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name[0] != "_")
+
+
+def choices(group: str, also: Sequence[Path] = ()) -> list[str]:
+    """The names in a group of conf/, and in that of folders given with -cd."""
+    files = [file for place in (CONF, *also) for file in (place / group).glob("*.yaml")]
+    return sorted({file.stem for file in files})
+
+
+def text_of(text: str) -> str:
+    """A help text with what there is to choose filled in."""
+    return text.format(**{group: ", ".join(choices(group)) for group in groups()})
+
+
+def told(line: str, code: int) -> int:
+    """Says what went wrong, in one line on stderr; gives the exit code back."""
+    print(f"dcasgd-repro: {' '.join(line.split())}", file=sys.stderr)
+    return code

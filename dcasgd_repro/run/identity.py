@@ -1,0 +1,82 @@
+"""What makes a run this run: which keys of its config count, and their hash. No torch.
+
+A config is here what it says, in plain containers: nested dicts, lists and scalars.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+# Keys that name a place, a label or a way of working: the numbers do not depend on them.
+APART = ("run_dir", "root", "exp", "scale", "resume", "checkpoint", "processes")
+APART += ("stop_epoch", "probe")
+# With what a run is computed: it is the same run, and its provenance says with what.
+MEANS = ("engine", "threads", "device", "deterministic", "fused", "log_every")
+# In what runs of one configuration differ.
+SEEDS = ("seed", "seeds")
+# Keys that are younger than some runs: null, they leave the hash of such a run what it was.
+YOUNGER = ("validation", "task.data.validation")
+
+
+def flat(said: Mapping[str, Any], apart: Sequence[str] = APART) -> dict[str, Any]:
+    """A config as {dotted key: value}, less the keys in ``apart``, wherever they stand."""
+
+    def walk(node: Any, at: str) -> dict[str, Any]:
+        if not isinstance(node, Mapping):
+            return {at: node}
+        inside = [(f"{at}.{k}" if at else str(k), v) for k, v in node.items() if k not in apart]
+        return {leaf: value for key, child in inside for leaf, value in walk(child, key).items()}
+
+    return walk(said, "")
+
+
+def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    """In what two flat configs differ, for a reader: the first three keys; "" if in nothing."""
+    keys = [k for k in sorted(ours.keys() | theirs.keys()) if ours.get(k) != theirs.get(k)]
+    told = ", ".join(f"{k}={theirs.get(k)} (now {ours.get(k)})" for k in keys[:3])
+    return told + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+
+
+def config_hash(said: Mapping[str, Any]) -> str:
+    """sha256 of the config, as ``flat`` sees it: it names a run's directory."""
+    content = {k: v for k, v in flat(said).items() if v is not None or k not in YOUNGER}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def identity(said: Mapping[str, Any]) -> str:
+    """sha256 of what the config says of the numbers, seed included: studies share runs by it.
+
+    A key that is null counts as absent, so that a new key leaves the runs there are what they were.
+    A schedule's file counts by its content, and a folder of images by its place.
+    """
+    content = flat(said, apart=(*APART, *MEANS))
+    given = {key: _plain(value) for key, value in content.items() if value is not None}
+    log = Path(str(content.get("schedule.path")))
+    if log.is_file():
+        given["schedule.path"] = hashlib.sha256(log.read_bytes()).hexdigest()
+    if str(content.get("task.data._target_")).endswith("ImageFolder"):
+        given["task.data.root"] = str(said["task"]["data"]["root"])
+    return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """2 and 2.0 are one number."""
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return float(value) if whole else value
+
+
+def task_name(said: Mapping[str, Any]) -> str:
+    """cifar10, synthetic, imagefolder or quadratic: the class of its data, else of the task."""
+    data = said["task"].get("data") or {}
+    return str(data.get("_target_") or said["task"]["_target_"]).rsplit(".", 1)[-1].lower()
+
+
+def evaluated_on(said: Mapping[str, Any]) -> str:
+    """The images that a run's "test" errors are of: "test" or "validation"."""
+    return "test" if said.get("validation") is None else "validation"

@@ -1,0 +1,366 @@
+"""A run as objects: ``plan_of`` makes a Plan of a composed config; below it nothing sees a config.
+
+A Python user makes a ``Plan`` without any config.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from dcasgd_repro.errors import BadInput, check_choice, check_number, check_whole
+from dcasgd_repro.run.identity import config_hash, flat, task_name
+from dcasgd_repro.run.read import ENDED, status_of
+from dcasgd_repro.schedule import Schedule
+
+MAX_PUSHES = 100_000_000  # a log of them takes about 13 GB
+MAX_SEED = 2**63 - 1  # torch's
+
+# A Plan's fields, and the keys that a user types for them.
+PROBES = {"probe_every": "probe.every", "batch_error_every": "probe.batch_error_every"}
+LEAVES = ("rule", "schedule", "task", "lr", "engine")  # what conf/ builds an object from
+PARTS = (*LEAVES, "model", "data", "seeds", "checkpoint")
+
+# Keys inside groups that conf/ fills in from a key outside: the one on the right is the user's.
+LINKS = {
+    "rule.batch": "batch",
+    "lr.workers": "workers",
+    "lr.epochs": "epochs",
+    "schedule.workers": "workers",
+    "schedule.seed": "seeds.schedule",
+    "task.seed": "seeds.data",
+    "task.model.depth": "model.depth",
+    "task.model.width": "model.width",
+    "task.model.norm": "model.norm",
+    "task.data.root": "data.root",
+    "task.data.workers": "workers",
+    "task.data.batch": "batch",
+    "task.data.seed": "seeds.data",
+    "task.data.augment": "augment",
+    "task.data.train_images": "images",
+    "task.data.test_images": "test_images",
+    "task.data.validation": "validation",
+}
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long a run is: an epoch is ``pushes x batch / images``, whatever M is."""
+
+    images: int
+    batch: int
+    epochs: float
+
+    def __post_init__(self) -> None:
+        check_whole("images", self.images)
+        check_whole("batch", self.batch)
+        check_number("epochs", self.epochs, ends="()")
+        if self.epochs * self.images / self.batch > MAX_PUSHES:
+            made = f"with images={self.images} and batch={self.batch} that is too many pushes"
+            raise BadInput("epochs", self.epochs, f"{made}; at most {MAX_PUSHES:,} fit")
+
+    @property
+    def pushes(self) -> int:
+        """Gradients the server receives in all."""
+        return self.pushes_of(self.epochs)
+
+    def epoch(self, pushes: int) -> float:
+        """Epochs passed after so many pushes."""
+        return pushes * self.batch / self.images
+
+    def pushes_of(self, epochs: float) -> int:
+        """Gradients received when so many epochs have passed."""
+        return max(1, math.ceil(epochs * self.images / self.batch - 1e-9))
+
+    def stop(self, epoch: float | None) -> int:
+        """The push that a stop at ``epoch`` comes after; without one, the last. Raises BadInput."""
+        if epoch is None:
+            return self.pushes
+        check_number("stop_epoch", epoch, ends="()")
+        if epoch > self.epochs:
+            remedy = f"the run has {self.epochs:g} epochs; give at most as many, or leave it out"
+            raise BadInput("stop_epoch", epoch, remedy)
+        return self.pushes_of(epoch)
+
+    def ends(self, push: int, every: float) -> bool:
+        """Whether a multiple of ``every`` epochs, or the run, ends with this push."""
+        done = math.floor(self.epoch(push) / every + 1e-9)
+        return push == self.pushes or done > math.floor(self.epoch(push - 1) / every + 1e-9)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run: what it computes, how far, with what, and where it is written.
+
+    ``rule``, ``workers``  an update rule, and M
+    ``task``               a leaf: ``task.on(device)`` is the Task of the core
+    ``schedule``           a leaf: ``schedule.messages(pushes)`` is the message log
+    ``rate``               epochs passed -> learning rate
+    ``length``             images, batch and epochs
+    ``engine``             ``simulate``, or a faster one with its signature
+    ``backup``             when w_bak(m) is written, see ``Server``
+    ``initial_seed``       of the first weights
+    ``stop_epoch``         where the run stops, to go on later; None: at its end
+    ``eval_every``         epochs between evaluations
+    ``log_every``          pushes between rows of metrics.csv
+    ``probe_every``, ``batch_error_every``  pushes between measurements of the probe; None: never
+    ``device``, ``threads``, ``deterministic``, ``fused``  with what it is computed
+    ``checkpoint_s``       seconds between checkpoints; 0: after every push
+    ``resume``, ``run_dir``  see ``directory``
+    ``name``, ``scale``    labels
+    ``said``               what its config said, in plain containers: it is written beside the run,
+                           and tells it from others. Without one, the fields above spelled out
+    ``named``              gives a refusal of a part its full name: (part, refusal) -> refusal
+    """
+
+    rule: Any
+    task: Any
+    schedule: Any
+    rate: Callable[[float], float]
+    length: Length
+    workers: int
+    engine: Callable[..., Iterator[Any]] | None = None  # None: simulate
+    backup: str = "pull"
+    initial_seed: int = 0
+    stop_epoch: float | None = None
+    eval_every: float = 1.0
+    log_every: int = 50
+    probe_every: int | None = None
+    batch_error_every: int | None = None
+    device: str = "auto"
+    threads: int | None = None
+    deterministic: str | bool = "auto"
+    fused: bool = False
+    checkpoint_s: float = 60.0
+    resume: str = "auto"
+    run_dir: str | Path | None = None
+    name: str | None = None
+    scale: str | None = None
+    said: Mapping[str, Any] = field(default_factory=dict)
+    named: Callable[[str, BadInput], BadInput] = field(default=lambda part, error: error)
+
+    def __post_init__(self) -> None:
+        for key in ("workers", "log_every"):
+            check_whole(key, getattr(self, key))
+        check_number("eval_every", self.eval_every, 1e-6, 1e12)
+        check_number("checkpoint.every_s", self.checkpoint_s)
+        check_choice("fused", self.fused, (True, False))
+        check_choice("resume", self.resume, ("auto", "never"))
+        if self.run_dir is not None and not str(self.run_dir).strip():
+            raise BadInput("run_dir", self.run_dir, "name a directory")
+        for key in ("probe_every", "batch_error_every"):
+            if (every := getattr(self, key)) is not None:
+                check_whole(PROBES[key], every)
+        _ = self.stop  # which checks stop_epoch
+        if not self.said:
+            object.__setattr__(self, "said", _spelled_out(self))
+
+    @property
+    def stop(self) -> int:
+        """The push after which the run stops: that of ``stop_epoch``; by default its last."""
+        return self.length.stop(self.stop_epoch)
+
+    def log(self) -> Schedule:
+        """The message log, up to the run's last push."""
+        return _log(self.schedule, self.length.pushes, self.named)
+
+    def directory(self, now: str) -> Path:
+        """``run_dir``; else, with resume=auto, this config's last run; else a new directory.
+
+        New ones are outputs/<name>/<now>-<hash of the config>.
+        """
+        if self.run_dir is not None:
+            return Path(str(self.run_dir))
+        rule = type(self.rule).__name__.lower()
+        place = Path("outputs") / (self.name or f"{task_name(self.said)}_{rule}")
+        mark = config_hash(self.said)[:8]
+        found = sorted(place.glob(f"*-{mark}")) if self.resume == "auto" else []
+        runs = [(status_of(path) not in ENDED, path) for path in found if status_of(path)]
+        # An unfinished one before a finished one, then the latest.
+        return max(runs)[1] if runs else place / f"{now}-{mark}"
+
+
+def plan_of(cfg: DictConfig) -> Plan:
+    """The plan that a composed config describes. Raises BadInput, under the key as it is typed."""
+    length = length_of(cfg)
+    rule, schedule, task, rate, engine = (build(cfg, key) for key in LEAVES)
+    probe = cfg.get("probe")  # this and others are absent from configs that are older than the key
+    if probe is not None and not OmegaConf.is_dict(probe):
+        raise BadInput("probe", probe, "this is a group of keys; set one inside it")
+    probe = probe or {}
+    return Plan(
+        rule=rule,
+        task=task,
+        schedule=schedule,
+        rate=rate,
+        length=length,
+        workers=cfg.workers,
+        engine=engine,
+        backup=cfg.backup,
+        initial_seed=cfg.seeds.initial,
+        stop_epoch=cfg.get("stop_epoch"),
+        eval_every=cfg.eval_every,
+        log_every=cfg.log_every,
+        probe_every=probe.get("every"),
+        batch_error_every=probe.get("batch_error_every"),
+        device=cfg.device,
+        threads=cfg.threads,
+        deterministic=cfg.deterministic,
+        fused=cfg.fused,
+        checkpoint_s=cfg.checkpoint.every_s,
+        resume=cfg.resume,
+        run_dir=cfg.run_dir,
+        name=cfg.exp,
+        scale=cfg.scale,
+        said=said_by(cfg),
+        named=partial(named, cfg),
+    )
+
+
+def log_of(cfg: DictConfig, pushes: int) -> Schedule:
+    """The message log of the config's schedule, up to its ``pushes``-th push. No torch."""
+    return _log(build(cfg, "schedule"), pushes, partial(named, cfg))
+
+
+def _log(schedule: Any, pushes: int, full: Callable[[str, BadInput], BadInput]) -> Schedule:
+    try:
+        log: Schedule = schedule.messages(pushes)
+    except BadInput as error:
+        raise full("schedule", error) from None
+    return log
+
+
+def _spelled_out(plan: Plan) -> dict[str, Any]:
+    """What a config would have said of a plan that was made without one."""
+    kept = ("backup", "eval_every", "log_every", "stop_epoch", "device", "threads")
+    kept += ("deterministic", "fused", "resume", "scale", "workers")
+    return {
+        "exp": plan.name,
+        "seed": plan.initial_seed,
+        "seeds": {"initial": plan.initial_seed},
+        **{key: getattr(plan, key) for key in kept},
+        **{f.name: getattr(plan.length, f.name) for f in fields(plan.length)},
+        "rule": spelled(plan.rule),
+        "schedule": spelled(plan.schedule),
+        "task": spelled(plan.task),
+        "lr": spelled(plan.rate),
+        "engine": spelled(plan.engine) or {"_target_": "dcasgd_repro.simulate.simulate"},
+        "checkpoint": {"every_s": plan.checkpoint_s},
+        "run_dir": None if plan.run_dir is None else str(plan.run_dir),
+    }
+
+
+def spelled(leaf: Any) -> Any:
+    """An object as a config would name it: a dataclass by its class and fields, else as text."""
+    if is_dataclass(leaf) and not isinstance(leaf, type):
+        parts = {f.name: spelled(getattr(leaf, f.name)) for f in fields(leaf)}
+        return {"_target_": _place(type(leaf)), **parts}
+    if isinstance(leaf, Sequence) and not isinstance(leaf, str):
+        return [spelled(part) for part in leaf]
+    if leaf is None or isinstance(leaf, bool | int | float | str):
+        return leaf
+    return {"_target_": _place(leaf if hasattr(leaf, "__qualname__") else type(leaf))}
+
+
+def _place(thing: Any) -> str:
+    """Where a class or function is imported from: its package, where that gives it out."""
+    module, name = str(thing.__module__), str(thing.__qualname__)
+    package = module.rpartition(".")[0]
+    if package and getattr(import_module(package), name, None) is thing:
+        module = package
+    return f"{module}.{name}"
+
+
+def length_of(cfg: DictConfig) -> Length:
+    """The run's length, once the keys that belong to no group have been checked."""
+    check_complete(cfg)
+    present = flat(said_by(cfg), apart=())
+    for key in ("workers", "log_every"):
+        check_whole(key, cfg[key])
+    check_whole("seed", cfg.seed, 0, MAX_SEED)
+    for key, value in cfg.seeds.items():
+        check_whole(f"seeds.{key}", value, 0, MAX_SEED)
+    check_number("eval_every", cfg.eval_every, 1e-6, 1e12)
+    for inside, source in LINKS.items():
+        value, meant = OmegaConf.select(cfg, inside), OmegaConf.select(cfg, source)
+        if inside in present and value != meant:
+            raise BadInput(inside, value, f"set {source}={value} instead, which all parts read")
+    check_choice("augment", cfg.augment, (True, False))
+    if (validation := cfg.get("validation")) is not None:  # absent from configs that are older
+        check_whole("validation", validation)
+        if "task.data.validation" not in present:
+            remedy = f"task {task_name(said_by(cfg))} keeps no images for it; leave it out"
+            raise BadInput("validation", validation, remedy)
+    return Length(cfg.images, cfg.batch, cfg.epochs)
+
+
+def check_complete(cfg: DictConfig) -> None:
+    """Refuses a config with a part or a key left open, or one filled in from nowhere."""
+    for part in PARTS:
+        if not OmegaConf.is_dict(cfg.get(part)):
+            raise BadInput(part, cfg.get(part), "this is a group of keys; set one inside it")
+        if part in LEAVES and "_target_" not in cfg[part]:
+            raise BadInput(part, cfg[part], f"no {part} is chosen; leave out what empties it")
+    raw = flat(said_by(cfg, resolve=False), apart=())
+    for key, value in raw.items():
+        if value == "???" and cfg.scale is None:
+            raise BadInput("scale", None, f"leaves {key} without a value; choose a scale")
+        if value == "???":
+            raise BadInput(key, value, "this key needs a value")
+    try:
+        OmegaConf.to_container(cfg, resolve=True)
+    except (OmegaConfBaseException, RecursionError) as error:
+        loops = [k for k, value in raw.items() if str(value) == f"${{{k}}}"]
+        key = loops[0] if loops else str(getattr(error, "full_key", "config"))
+        remedy = "this interpolation leads nowhere; give a value"
+        raise BadInput(key, raw.get(key), remedy) from None
+
+
+def said_by(cfg: DictConfig, resolve: bool = True) -> dict[str, Any]:
+    """What a config says, in plain containers; without ``resolve`` with its interpolations."""
+    content = OmegaConf.to_container(cfg, resolve=resolve)
+    return {str(key): value for key, value in content.items()} if isinstance(content, dict) else {}
+
+
+def build(cfg: DictConfig, group: str) -> Any:
+    """The object a group of the config describes; a refusal names the key as the user types it."""
+    try:
+        return instantiate(cfg[group])
+    except InstantiationException as error:
+        at = re.search(r"full_key: (\S+)", str(error))
+        where, cause = (at.group(1) if at else group), error.__cause__
+        if isinstance(cause, BadInput):
+            raise named(cfg, where, cause) from None
+        if extra := re.search(r"unexpected keyword argument '(\w+)'", str(cause)):
+            key = f"{where}.{extra.group(1)}"
+            target = OmegaConf.select(cfg, where)._target_.rsplit(".", 1)[-1]
+            raise BadInput(key, OmegaConf.select(cfg, key), f"{target} has no such key") from None
+        raise BadInput(where, OmegaConf.select(cfg, where), str(cause or error)) from None
+
+
+def named(cfg: DictConfig, where: str, error: BadInput) -> BadInput:
+    """The refusal under its full key, or under the key that one was filled in from."""
+    raw = OmegaConf.to_container(cfg, resolve=False)
+    absent = object()
+
+    def at(path: str) -> Any:
+        node: Any = raw
+        for part in path.split("."):
+            node = node.get(part, absent) if isinstance(node, dict) else absent
+        return node
+
+    key = f"{where}.{error.key}"
+    while (link := re.fullmatch(r"\$\{([\w.]+)\}", str(at(key)))) is not None:
+        key = link.group(1)
+    return error if at(key) is absent else BadInput(key, error.value, error.remedy)

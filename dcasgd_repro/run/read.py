@@ -1,0 +1,212 @@
+"""A run directory, read: the only place that parses its files. No torch."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from dcasgd_repro.errors import BadInput
+from dcasgd_repro.run.identity import MEANS, SEEDS, flat
+
+FINISHED, DIVERGED, INTERRUPTED, FAILED = "finished", "diverged", "interrupted", "failed"
+STOPPED = "stopped"  # at stop_epoch, to go on later
+ENDED = (FINISHED, DIVERGED)  # has no push more to make
+KEPT = ("config.yaml", "provenance.json", "metrics.csv", "summary.json")
+VERIFIED = 200  # pushes whose rows are kept whole, so that a committed run can be verified
+
+
+def summary_of(path: Path) -> dict[str, Any]:
+    """A run's summary.json; empty where there is none to read."""
+    with contextlib.suppress(OSError, ValueError):
+        content = json.loads((path / "summary.json").read_text())
+        return content if isinstance(content, dict) else {}
+    return {}
+
+
+def begun(path: Path) -> bool:
+    """Whether a run was begun there: its config is what it writes first."""
+    return (path / "config.yaml").exists()
+
+
+def checkpoints(path: Path) -> bool:
+    """Whether a directory has a checkpoint, whole or not."""
+    return any(path.glob("checkpoint*.pt"))
+
+
+def status_of(path: Path) -> str | None:
+    """The status in a run directory's summary; "unfinished" without one; None: no run there."""
+    if path.exists() and not path.is_dir():
+        raise BadInput("run_dir", path, "that is a file; name a directory")
+    summary = path / "summary.json"
+    if summary.exists():
+        try:
+            return str(json.loads(summary.read_text())["status"])
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            if not checkpoints(path):
+                remedy = f"its summary.json cannot be read ({error}); name another directory"
+                raise BadInput("run_dir", path, remedy) from None
+    return "unfinished" if begun(path) or checkpoints(path) else None
+
+
+def pushes_of(path: Path) -> int:
+    """Pushes that its metrics show; 0 where there are none to read."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        return int((path / "metrics.csv").read_text().splitlines()[-1].split(",")[0])
+    return 0
+
+
+def config_of(path: Path, key: str = "run") -> dict[str, Any]:
+    """What the run's config says, in plain containers. Raises BadInput, about ``key``."""
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"), resolve=True)
+        if not isinstance(content, dict):
+            raise ValueError("it is no config")
+        return {str(name): value for name, value in content.items()}
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        told = " ".join(str(error).split())
+        raise BadInput(key, path, f"no readable config.yaml there ({told})") from None
+
+
+def provenance_of(path: Path) -> dict[str, Any]:
+    """Where the run was made, and where it went on. Raises BadInput."""
+    try:
+        content = json.loads((path / "provenance.json").read_text())
+        content["versions"]["torch"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadInput("run", path, f"no readable provenance.json there ({error})") from None
+    return dict(content)
+
+
+def rows_of(path: Path, text: bool = False) -> pd.DataFrame:
+    """Its metrics.csv, every cell as it is written with ``text``. Raises BadInput."""
+    try:
+        table = pd.read_csv(path / "metrics.csv", dtype=str if text else None)
+    except (OSError, ValueError) as error:
+        raise BadInput("run", path, f"no readable metrics.csv there ({error})") from None
+    if not {"push", "epoch", "simulated_s", "test_error", "test_loss"} <= set(table.columns):
+        raise BadInput("run", path, "its metrics.csv is not one of this program's")
+    return table
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory that has a summary."""
+
+    path: Path
+    summary: Mapping[str, Any]
+    until: float | None = None  # the epoch that it is read up to; None: its end
+
+    @classmethod
+    def read(cls, path: Path) -> Run:
+        """Raises BadInput where there is no summary of ours."""
+        try:
+            summary = json.loads((path / "summary.json").read_text())
+        except (OSError, ValueError) as error:
+            raise BadInput("run", path, f"no readable summary.json there ({error})") from None
+        if not isinstance(summary, dict) or "weights_sha256" not in summary:
+            raise BadInput("run", path, "its summary.json is not one of this program's")
+        return cls(path, summary)
+
+    @property
+    def finished(self) -> bool:
+        """Whether it came to its end, or to the epoch that it is read up to."""
+        status = self.summary["status"]
+        return bool(status == FINISHED or (status != FAILED and self._beyond))
+
+    @property
+    def diverged(self) -> bool:
+        return bool(self.summary["status"] == DIVERGED and not self._beyond)
+
+    @property
+    def _beyond(self) -> bool:
+        return self.until is not None and self.summary["epochs"] >= self.until - 1e-9
+
+    @property
+    def evaluated_on(self) -> str:
+        """Whose errors its "test" errors are: "test" images, or "validation" images."""
+        return str(self.summary.get("evaluated_on", "test"))
+
+    @property
+    def kind(self) -> str:
+        """The rule's name; ASGD with one worker is sgd."""
+        one = self.summary["rule"] == "asgd" and self.summary["workers"] == 1
+        return "sgd" if one else str(self.summary["rule"])
+
+    @property
+    def setting(self) -> str:
+        scale = self.summary["scale"]
+        return str(self.summary["task"]) + (f", scale={scale}" if scale else "")
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The config, flat, less what may differ between runs of one configuration."""
+        content = flat(config_of(self.path))
+        return {k: v for k, v in content.items() if not {*SEEDS, *MEANS} & set(k.split("."))}
+
+    @cached_property
+    def provenance(self) -> dict[str, Any]:
+        return provenance_of(self.path)
+
+    @cached_property
+    def probes(self) -> pd.DataFrame | None:
+        """Its probe.csv, where it has one."""
+        path = self.path / "probe.csv"
+        try:
+            return pd.read_csv(path) if path.exists() else None
+        except (OSError, ValueError) as error:
+            raise BadInput("run", self.path, f"no readable probe.csv there ({error})") from None
+
+    @cached_property
+    def metrics(self) -> pd.DataFrame:
+        """Its rows, up to ``until``."""
+        table = rows_of(self.path)
+        if self.until is None:
+            return table
+        late = self.config["workers"] * self.config["batch"] / self.config["images"]
+        return table[table["epoch"] < self.until + late]
+
+    @property
+    def errors(self) -> dict[str, float]:
+        """Best, final and last-10 test error and final training error, in [0, 1], or none."""
+        test = self.metrics["test_error"].dropna()
+        train = self.metrics["train_error"].dropna()
+        if test.empty:
+            return {}
+        last = last_errors(self.metrics, self.config, "test_error")
+        return {
+            "test_error_best": float(test.min()),
+            "test_error_final": float(test.iloc[-1]),
+            "test_error_last10": float(last.mean()) if len(last) else math.nan,
+            "train_error_final": float(train.iloc[-1]),
+        }
+
+    @property
+    def dc_ratio(self) -> float:
+        """Median of dc_ratio over the rows of evaluations, each the mean over some 50 pushes."""
+        rows = self.metrics.dropna(subset=["test_loss"])
+        return float(rows["dc_ratio"].median()) if "dc_ratio" in rows else math.nan
+
+
+def last_errors(metrics: pd.DataFrame, config: Mapping[str, Any], column: str) -> np.ndarray:
+    """The last ten evaluations after the last drop of the learning rate, in [0, 1].
+
+    Where a drop lies among the last ten, those before it belong to another phase of training. An
+    evaluation at the very epoch of a drop was trained before it.
+    """
+    rows = metrics[["epoch", column]].dropna()
+    drops = [m for m in config.get("lr.milestones") or () if m < metrics["epoch"].max()]
+    after = max(drops, default=0.0) + config["batch"] / config["images"] - 1e-9
+    kept: np.ndarray = rows[rows["epoch"] >= after][column].to_numpy()[-10:]
+    return kept

@@ -1,0 +1,1 @@
+"""Many runs: what a study lists, runs, asks of its runs, and shows."""
