@@ -4,22 +4,16 @@ import copy
 
 import pytest
 import torch
+from rules_under_test import RULES
 from torch import nn
 from torch.nn import functional as F
 
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.optim import RuleOptimizer
-from dcasgd_repro.rules import ASGD, SSGD, DCASGDa, DCASGDc, Rule
+from dcasgd_repro.rules import ASGD, DCASGDa, Rule
 from dcasgd_repro.schedule import Gamma, Generated
 from dcasgd_repro.simulate import Server, simulate
 
-RULES = [
-    ASGD(momentum=0.9),
-    SSGD(momentum=0.5),
-    DCASGDc(lam=1.0),
-    DCASGDa(),
-    DCASGDa(mean_square="worker", momentum=0.9, bias_correction=True),
-]
 LOG = Generated(workers=3, seed=1, compute=Gamma(mean_s=1.0, cv=0.5)).messages(60)
 each_rule = pytest.mark.parametrize("rule", RULES, ids=repr)
 

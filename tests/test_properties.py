@@ -9,21 +9,15 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rules_under_test import RULES
 
-from dcasgd_repro.rules import ASGD, SSGD, DCASGDa, DCASGDc, Rule
+from dcasgd_repro.rules import Rule
 from dcasgd_repro.run import checkpoint
 from dcasgd_repro.schedule import KINDS, Schedule
 from dcasgd_repro.simulate import Server, simulate
 from dcasgd_repro.tasks import Quadratic
 
 BACKUPS = ["pull", "push", "push_from_zero"]
-RULES = [
-    ASGD(momentum=0.5),
-    SSGD(momentum=0.5),
-    DCASGDc(lam=0.1),
-    DCASGDa(),
-    DCASGDa(mean_square="worker", bias_correction=True, momentum=0.5),
-]
 calm = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

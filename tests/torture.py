@@ -7,6 +7,7 @@ a process that has torch loaded, so a kill costs a second and not ten.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import random
 import signal
@@ -21,21 +22,25 @@ import pandas as pd
 import torch
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
+from rules_under_test import RULES
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tqdm import tqdm
 
+from dcasgd_repro.rules import Rule
 from dcasgd_repro.run import checkpoint, experiment, read
 from dcasgd_repro.run.plan import plan_of
 
-RULES = (
-    ["rule=asgd"],
-    ["rule=asgd", "rule.momentum=0.9"],
-    ["rule=ssgd", "rule.momentum=0.9"],
-    ["rule=dcasgd_c", "rule.lam=1"],
-    ["rule=dcasgd_a"],
-    ["rule=dcasgd_a", "rule.mean_square=worker", "rule.bias_correction=true", "rule.momentum=0.5"],
-)
-CELLS = [[*rule, f"schedule.barrier={barrier}"] for rule in RULES for barrier in (False, True)]
+
+def words(rule: Rule) -> list[str]:
+    """What one types for that rule."""
+    defaults = {f.name: f.default for f in dataclasses.fields(rule)}
+    given = {k: v for k, v in dataclasses.asdict(rule).items() if v != defaults[k] and k != "batch"}
+    return [f"rule={rule.name}", *(f"rule.{k}={str(v).lower()}" for k, v in given.items())]
+
+
+CELLS = [
+    [*words(rule), f"schedule.barrier={barrier}"] for rule in RULES for barrier in (False, True)
+]
 tqdm.monitor_interval = 0  # its thread could hold tqdm's lock at a fork
 # A push, an evaluation and a checkpoint take about as long as one another here.
 SMALL = [
@@ -153,7 +158,7 @@ def table(tallies: Sequence[Tally]) -> str:
     return frame.to_string(index=False)
 
 
-def main(kills_per_cell: int = 20) -> int:
+def main(kills_per_cell: int = 11) -> int:
     torch.set_num_threads(1)
     rng = random.Random(0)
     tallies = []

@@ -94,7 +94,7 @@ def probe_of(plan: Plan, task: Any, server: Server) -> Probe:
     """The probe that the plan asks for, in the server's way. Raises BadInput."""
     lacks = {
         "batch_error_every": "classes to mistake",
-        "probe_every": "network to take gradients of",
+        "probe_every": "network to differentiate",
     }
     for key, what in lacks.items():
         if (every := getattr(plan, key)) is not None and not hasattr(task, "batch_error"):

@@ -327,7 +327,7 @@ def same_rows(a: read.Run, b: read.Run, pushes: list[int]) -> None:
 
 def test_the_kept_run_of_the_study_is_the_beginning_of_table_1s() -> None:
     kept = [
-        Path(__file__).parents[1] / f"results/{name}/paper/runs/asgd-8-seed0"
+        Path(__file__).parents[2] / f"results/{name}/paper/runs/asgd-8-seed0"
         for name in ("taylor_cifar10", "prefix_cifar10")
     ]
     if not all(path.exists() for path in kept):

@@ -19,7 +19,7 @@ from dcasgd_repro.study.evidence import Evidence
 from dcasgd_repro.study.grid import FIGURES, names, study
 from dcasgd_repro.study.verdicts import Difference, above, difference, equal, holm
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DRAWN = [kind for kind in FIGURES if kind not in ("lr", "taylor")]  # see test_tune, test_probe
 T2 = 0.95 * math.sqrt(2 / (1 - 0.95**2))  # Student's t, 97.5 %, 2 degrees of freedom: 4.3027
 

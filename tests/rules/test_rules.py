@@ -5,24 +5,20 @@ import math
 
 import pytest
 import torch
+import yaml
+from rules_under_test import RULES
 
+from dcasgd_repro.cli.help import CONF
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.rules import ASGD, SSGD, Arrival, DCASGDa, DCASGDc
 
-RULES = [
-    ASGD(),
-    ASGD(momentum=0.9),
-    SSGD(),
-    SSGD(momentum=0.9),
-    DCASGDc(lam=0.5),
-    DCASGDc(lam=0.5, momentum=0.9),
-    DCASGDc(lam=0.5, gradient="sum", batch=8),
-    DCASGDa(),
-    DCASGDa(mean_square="worker", bias_correction=True),
-    DCASGDa(momentum=0.9, decay=0.0),
-    DCASGDa(gradient="sum", batch=8),
-]
 COMPENSATED = [rule for rule in RULES if isinstance(rule, DCASGDc | DCASGDa)]
+
+
+def test_every_rule_of_conf_is_under_test() -> None:
+    """The one list feeds every battery, so a rule that is not in it is tested by none."""
+    targets = {yaml.safe_load(f.read_text())["_target_"] for f in (CONF / "rule").glob("*.yaml")}
+    assert targets == {f"dcasgd_repro.rules.{type(rule).__name__}" for rule in RULES}
 
 
 def name_of(rule: object) -> str:

@@ -16,7 +16,7 @@ from dcasgd_repro.study import grid as studies
 from dcasgd_repro.study.grid import names, study
 from dcasgd_repro.study.reproduce import CELLS, jobs_of
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 KEPT = sorted((ROOT / "results").glob("*/*/runs/*"))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
@@ -29,7 +30,7 @@ from dcasgd_repro.schedule import (
     delay_table,
 )
 
-CONF = Path(__file__).parents[1] / "conf" / "schedule"
+CONF = Path(__file__).parents[2] / "conf" / "schedule"
 LAWS = {
     "constant": Constant(1.0),
     "gamma": Gamma(1.0, 0.3),
@@ -39,8 +40,10 @@ LAWS = {
 
 
 def from_yaml(name: str, workers: int, **changes: Any) -> Any:
-    leaf = OmegaConf.load(CONF / f"{name}.yaml")
-    config = OmegaConf.create({"workers": workers, "seeds": {"schedule": 1}, "schedule": leaf})
+    words = ["scale=smoke", f"schedule={name}", f"workers={workers}", "seeds.schedule=1"]
+    with initialize_config_module("dcasgd_repro.conf", version_base="1.3"):
+        config = compose("config", overrides=words)
+    OmegaConf.set_struct(config, False)
     for key, value in changes.items():
         OmegaConf.update(config, f"schedule.{key}", value)
     try:

@@ -346,7 +346,7 @@ def test_report_never_averages_over_a_run_that_did_not_finish(tmp_path: Path) ->
 def test_labels_say_what_a_schedule_makes_of_a_rule(tmp_path: Path) -> None:
     def label(*overrides: str) -> str:
         path = tmp_path / "-".join(overrides).replace("=", "")
-        return read.Run.read(run(path, "epochs=0.25", *overrides)).label
+        return report.label(read.Run.read(run(path, "epochs=0.25", *overrides)))
 
     assert label("rule=ssgd", "schedule.barrier=true") == "SSGD, M = 4, synthetic data"
     assert label("rule=ssgd") == "buffered ASGD, M = 4, synthetic data"

@@ -13,7 +13,7 @@ from dcasgd_repro.bench.timing import Row
 from dcasgd_repro.cli import commands as cli
 from dcasgd_repro.errors import BadInput
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(

@@ -208,7 +208,7 @@ def test_report_tells_configurations_apart(call) -> None:
         (["train", "schedule=delays", "schedule.path=empty.csv"], "schedule.path=empty.csv:1: "),
         (["train", "schedule=delays", "schedule.path=bad.csv"], "schedule.path=bad.csv:2: "),
         (["train", "schedule=sequential"], "workers=8: "),
-        (["train", "run_dir=used"], "run_dir=used: holds no readable config.yaml"),
+        (["train", "run_dir=used"], "run_dir=used: no readable config.yaml there"),
         (["train", "run_dir=empty.csv"], "run_dir=empty.csv: that is a file"),
         (["train", "device=cuda"], "device=cuda: torch sees no CUDA device here; use device=cpu"),
         (["train", "task=quadratic", "model.depth=20"], "model.depth=20: "),
