@@ -18,6 +18,8 @@ from dcasgd_repro.errors import BadInput, Failure
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from dcasgd_repro.cli.hydra import Done, Job
+
 RESULTS = Path("results")
 
 
@@ -64,7 +66,8 @@ def dispatch(command: str, rest: list[str]) -> int:
     return told(f"{command}: no such command; choose {texts.COMMANDS}", 2)
 
 
-def train(cfg: DictConfig, argv: Sequence[str]) -> int:
+def train(cfg: DictConfig, argv: Sequence[str]) -> Done:
+    from dcasgd_repro.cli.hydra import Done
     from dcasgd_repro.run.experiment import run
     from dcasgd_repro.run.plan import plan_of
     from dcasgd_repro.run.read import DIVERGED, INTERRUPTED, summary_of
@@ -80,7 +83,9 @@ def train(cfg: DictConfig, argv: Sequence[str]) -> int:
         name, pushes = summary["stopped_by"], summary["pushes"]
         again = f"to go on: the same command, or with run_dir={path}"
         sys.exit(told(f"{name} after push {pushes:,}; {again}", 128 + signal.Signals[name]))
-    return 3 if summary["status"] == DIVERGED else 0
+    error = summary["test_error_final"]
+    words = f"{summary['status']:9} " + ("" if error is None else f"{error:.2%}  ") + f"{path}"
+    return Done(3 if summary["status"] == DIVERGED else 0, words)
 
 
 def scale_line(cfg: DictConfig) -> str:
@@ -97,14 +102,16 @@ def scale_line(cfg: DictConfig) -> str:
     )
 
 
-def schedule(cfg: DictConfig, argv: Sequence[str]) -> int:
+def schedule(cfg: DictConfig, argv: Sequence[str]) -> Done:
+    from dcasgd_repro.cli.hydra import Done
     from dcasgd_repro.run.plan import length_of, log_of
     from dcasgd_repro.study import runs
 
     log = log_of(cfg, length_of(cfg).pushes)
     out = Path(cfg.run_dir or f"outputs/schedule/{log.sha256()[:8]}")
     print(runs.schedule(log, out))
-    return 0
+    delays = log.delays()
+    return Done(0, f"delay {delays.mean():.2f} ± {delays.std():.2f}, at most {delays.max()}  {out}")
 
 
 class Parser(argparse.ArgumentParser):
@@ -224,7 +231,16 @@ def bench(arguments: list[str]) -> int:
     return 0
 
 
-HYDRAS: dict[str, tuple[Callable[[DictConfig, Sequence[str]], int], str]] = {
+def completion(arguments: list[str]) -> int:
+    from dcasgd_repro.study.grid import names
+
+    if arguments != ["bash"]:
+        raise BadInput("completion", " ".join(arguments), "bash is the one shell it is there for")
+    print(texts.completion(names()), end="")
+    return 0
+
+
+HYDRAS: dict[str, tuple[Job, str]] = {
     "train": (train, texts.TRAIN_HELP),
     "schedule": (schedule, texts.SCHEDULE_HELP),
 }
@@ -235,6 +251,7 @@ OWN: dict[str, Callable[[list[str]], int]] = {
     "verify": verify,
     "data": data,
     "bench": bench,
+    "completion": completion,
 }
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ CONF = Path(__file__).parents[1] / "conf"
 if not CONF.exists():  # an editable install: conf/ stands beside the package
     CONF = Path(__file__).parents[2] / "conf"
 
-COMMANDS = "train, schedule, reproduce, tune, report, verify, data or bench"
+COMMANDS = "train, schedule, reproduce, tune, report, verify, data, bench or completion"
 
 HELP = """\
 dcasgd-repro: asynchronous SGD with delay compensation, simulated on one device
@@ -25,6 +25,7 @@ usage: dcasgd-repro COMMAND [...]
   verify     make the start of a committed run again and compare
   data       fetch, verify or find CIFAR-10
   bench      what a simulated worker costs on this device
+  completion print what completes these words in bash: eval "$(dcasgd-repro completion bash)"
 
 dcasgd-repro COMMAND --help says more. Start with
 
@@ -141,6 +142,31 @@ def choices(group: str, also: Sequence[Path] = ()) -> list[str]:
 def text_of(text: str) -> str:
     """A help text with what there is to choose filled in."""
     return text.format(**{group: ", ".join(choices(group)) for group in groups()})
+
+
+BASH = """\
+_dcasgd_repro() {{
+  local line="${{COMP_LINE:0:COMP_POINT}}" words="{words}"
+  local cur="${{line##* }}"
+  [ "$COMP_CWORD" -le 1 ] && words="{commands}"
+  COMPREPLY=($(compgen -W "$words" -- "$cur"))
+  # bash breaks words at =, and wants what comes after it.
+  [[ "$cur" == *=* && "$COMP_WORDBREAKS" == *=* ]] && COMPREPLY=("${{COMPREPLY[@]#${{cur%=*}}=}}")
+}}
+complete -F _dcasgd_repro dcasgd-repro
+"""
+
+
+def completion(studies: Sequence[str]) -> str:
+    """What bash needs to complete commands, choices of groups, experiments and studies."""
+    chosen = [
+        f"{'+exp' if group == 'exp' else group}={name}"
+        for group in groups()
+        for name in choices(group)
+    ]
+    commands = COMMANDS.replace(" or ", ", ").split(", ")
+    words = [*chosen, *studies, "--help", "--dry-run"]
+    return BASH.format(commands=" ".join(commands), words=" ".join(words))
 
 
 def told(line: str, code: int) -> int:

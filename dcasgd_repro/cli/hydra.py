@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import json
 import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from dcasgd_repro.cli.help import CONF, choices, groups, told
 from dcasgd_repro.errors import BadInput, Failure
@@ -20,16 +21,27 @@ OPTIONS = {"-m", "--multirun", "-c", "--cfg", "--resolve", "-p", "--package", "-
 OPTIONS |= {"-cd", "--config-dir"}
 
 
-def with_hydra(
-    job: Callable[[DictConfig, Sequence[str]], int], command: str, arguments: list[str]
-) -> int:
+class Done(NamedTuple):
+    """What came of one point of a sweep, or of the one command."""
+
+    code: int  # exit code
+    words: str  # a few, for the table that closes a sweep
+
+
+Job = Callable[["DictConfig", Sequence[str]], Done]
+
+
+def with_hydra(job: Job, command: str, arguments: list[str]) -> int:
     """Composes the config from ``arguments`` and runs ``job`` on it, once per point of a sweep.
 
-    Returns the worst exit code. A point that is refused is told, and the sweep goes on.
+    Returns the worst exit code. A point that is refused is told, and the sweep goes on. A sweep has
+    a heading for each point, and closes with a table.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them
     import hydra
+    import hydra.core.hydra_config
     from hydra.errors import HydraException
+    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     for a in arguments:
@@ -38,25 +50,30 @@ def with_hydra(
                 f"{a}: no such option; `dcasgd-repro {command} --help` lists what there is", 2
             )
     argv = ["dcasgd-repro", command, *arguments]
-    codes = Codes()
+    outcomes, sweep = Outcomes(), bool({"-m", "--multirun"} & set(arguments))
     known = all_keys(arguments) if any(a[:1] == "+" and a[:5] != "+exp=" for a in arguments) else []
 
     def once(cfg: DictConfig) -> None:
-        codes.append(0)  # composed
+        given = hydra.core.hydra_config.HydraConfig.get().overrides.task
+        point = " ".join(map(str, OmegaConf.to_container(given, resolve=False)))
+        outcomes.append(point, Done(0, ""))  # composed
+        if sweep:
+            print(f"\n== {point}", flush=True)
         from dcasgd_repro.run.plan import check_complete
 
         try:
             check_complete(cfg)
             refuse_unread(cfg, arguments, known)
-            codes.append(job(cfg, argv))
+            outcomes.append(point, job(cfg, argv))
         except BadInput as error:
-            codes.append(told(str(error), 2))
+            outcomes.append(point, Done(told(str(error), 2), f"refused: {error}"))
         except Failure as error:
-            codes.append(told(str(error), 4))
+            outcomes.append(point, Done(told(str(error), 4), f"failed: {error}"))
         except BrokenPipeError:
             raise
         except OSError as error:
-            codes.append(told(f"{error.filename}: {error.strerror}", 4))
+            words = f"{error.filename}: {error.strerror}"
+            outcomes.append(point, Done(told(words, 4), f"failed: {words}"))
 
     # Options first: argparse, behind Hydra, takes the overrides only in one piece.
     overrides = [a for a in arguments if a[:1] != "-" and ("=" in a or a[:1] == "~")]
@@ -66,27 +83,42 @@ def with_hydra(
     try:
         run()
     except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
-        if codes.read():  # not about the arguments: a fault of ours, to be seen whole
+        if outcomes.read():  # not about the arguments: a fault of ours, to be seen whole
             raise
         return told(in_plain_words(error, arguments), 2)
-    return max(codes.read(), default=0)
+    if sweep:
+        print(f"\n{outcomes.table()}", flush=True)
+    return max((done.code for _, done in outcomes.read()), default=0)
 
 
-class Codes:
-    """Exit codes of a sweep's points, in a file: a launcher runs them in processes of its own."""
+class Outcomes:
+    """What came of a sweep's points, in a file: a launcher runs them in processes of its own."""
 
     def __init__(self) -> None:
         handle, self.path = tempfile.mkstemp(prefix="dcasgd-repro-")
         os.close(handle)
         atexit.register(Path(self.path).unlink, missing_ok=True)
 
-    def append(self, code: int) -> None:
+    def append(self, point: str, done: Done) -> None:
         if Path(self.path).exists():  # on another machine it does not
             with open(self.path, "a") as file:
-                file.write(f"{code}\n")
+                file.write(json.dumps([point, *done]) + "\n")
 
-    def read(self) -> list[int]:
-        return [int(line) for line in Path(self.path).read_text().split()]
+    def read(self) -> list[tuple[str, Done]]:
+        lines = map(json.loads, Path(self.path).read_text().splitlines())
+        return [(point, Done(*done)) for point, *done in lines]
+
+    def table(self) -> str:
+        """A line for each point: what is its own of the overrides, and what came of it."""
+        last = dict(self.read())
+        words = [set(point.split(" ")) for point in last]
+        shared = set.intersection(*words) if len(words) > 1 else set()
+        rows = {
+            " ".join(word for word in point.split(" ") if word not in shared): done
+            for point, done in last.items()
+        }
+        width = max(map(len, rows), default=0)
+        return "\n".join(f"{point:{width}}  {done.words}" for point, done in rows.items())
 
 
 def in_plain_words(error: Exception, arguments: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from dcasgd_repro.cli import commands as cli
+from dcasgd_repro.cli import help as texts
 from dcasgd_repro.schedule import Schedule
 
 TINY = ["task=synthetic", "images=256", "batch=8", "test_images=32", "workers=4"]
@@ -265,3 +266,36 @@ def test_a_diverged_run_exits_3(call) -> None:
     code, out, _ = call("train", "task=quadratic", "lr.base=1e30", "run_dir=X")
     assert code == 3
     assert "diverged" in out
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("dcasgd-repro tra", ["train"]),
+        ("dcasgd-repro train rule=dcasgd_", ["dcasgd_a", "dcasgd_c"]),
+        ("dcasgd-repro train +exp=cifar_s", ["cifar_sgd", "cifar_ssgd"]),
+        ("dcasgd-repro reproduce table1", ["table1_cifar10"]),
+    ],
+)
+def test_bash_completes(line: str, expected: list[str]) -> None:
+    script = texts.completion(["table1_cifar10", "fig5_lambda"])
+    index = len(line.split()) - 1
+    call = f"COMP_LINE='{line}'; COMP_POINT={len(line)}; COMP_CWORD={index}; _dcasgd_repro; "
+    command = f'{script}\n{call} echo "${{COMPREPLY[@]}}"'
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == expected
+
+
+def test_a_sweep_has_headings_and_closes_with_a_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["-m", "task=quadratic", "rule=asgd,dcasgd_a", "workers=2,0", "schedule=gamma"]
+    assert cli.dispatch("train", words) == 2
+    out = capsys.readouterr().out
+    assert out.count("\n== ") == 4
+    *_, first, refused, third, last = out.rstrip().splitlines()
+    assert first.startswith("rule=asgd workers=2      finished  outputs/quadratic_asgd/")
+    assert refused == "rule=asgd workers=0      refused: workers=0: give a whole number >= 1"
+    assert third.startswith("rule=dcasgd_a workers=2  finished  outputs/quadratic_dcasgda/")
+    assert last == "rule=dcasgd_a workers=0  refused: workers=0: give a whole number >= 1"
