@@ -11,25 +11,28 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# Keys that name a place, a label or a way of working: the numbers do not depend on them.
-APART = ("run_dir", "root", "exp", "scale", "resume", "checkpoint", "processes")
-APART += ("stop_epoch", "probe")
-# With what a run is computed: it is the same run, and its provenance says with what.
+# Keys that name a place, a label or a way of working: the numbers do not depend on them, and a
+# stopped run may go on with other ones. Each is a key as it is typed, with all that is inside it.
+APART = ("run_dir", "data.root", "task.data.root", "exp", "scale", "resume", "checkpoint")
+APART = (*APART, "task.data.processes", "stop_epoch", "probe")
+# With what a run is computed: studies count it as the same run, and its provenance says with what.
+# A stopped run keeps them.
 MEANS = ("engine", "threads", "device", "deterministic", "fused", "log_every")
-# In what runs of one configuration differ.
+# In what runs of one configuration differ; parts have the seed under the same name.
 SEEDS = ("seed", "seeds")
 # Keys that are younger than some runs: null, they leave the hash of such a run what it was.
 YOUNGER = ("validation", "task.data.validation")
 
 
 def flat(said: Mapping[str, Any], apart: Sequence[str] = APART) -> dict[str, Any]:
-    """A config as {dotted key: value}, less the keys in ``apart``, wherever they stand."""
+    """A config as {dotted key: value}, less the keys in ``apart`` and all that is inside them."""
 
     def walk(node: Any, at: str) -> dict[str, Any]:
         if not isinstance(node, Mapping):
             return {at: node}
-        inside = [(f"{at}.{k}" if at else str(k), v) for k, v in node.items() if k not in apart]
-        return {leaf: value for key, child in inside for leaf, value in walk(child, key).items()}
+        inside = [(f"{at}.{k}" if at else str(k), v) for k, v in node.items()]
+        kept = [(key, child) for key, child in inside if key not in apart]
+        return {leaf: value for key, child in kept for leaf, value in walk(child, key).items()}
 
     return walk(said, "")
 

@@ -163,8 +163,25 @@ class Plan:
             if (every := getattr(self, key)) is not None:
                 check_whole(PROBES[key], every)
         _ = self.stop  # which checks stop_epoch
+        if not isinstance(getattr(self.rule, "name", None), str):
+            remedy = "its class has no name; give it one, as name = 'mine'"
+            raise BadInput("rule", type(self.rule).__name__, remedy)
+        self._agree()
         if not self.said:
             object.__setattr__(self, "said", _spelled_out(self))
+
+    def _agree(self) -> None:
+        """Refuses parts that were made for another number of workers, batch or images."""
+        data = getattr(self.task, "data", None)
+        told = [
+            ("schedule.workers", getattr(self.schedule, "workers", None), self.workers),
+            ("task.data.workers", getattr(data, "workers", None), self.workers),
+            ("task.data.batch", getattr(data, "batch", None), self.length.batch),
+            ("task.data.train_images", getattr(data, "train_images", None), self.length.images),
+        ]
+        for key, theirs, ours in told:
+            if theirs is not None and theirs != ours:
+                raise BadInput(key, theirs, f"the plan has {ours}; make both the same")
 
     @property
     def stop(self) -> int:
@@ -242,7 +259,14 @@ def _log(schedule: Any, pushes: int, full: Callable[[str, BadInput], BadInput]) 
 
 
 def _spelled_out(plan: Plan) -> dict[str, Any]:
-    """What a config would have said of a plan that was made without one."""
+    """What a config would have said of a plan that was made without one.
+
+    Raises BadInput for a part whose parameters cannot be seen: two runs would look like one.
+    """
+    for key in ("rule", "schedule", "task", "rate"):
+        if not is_dataclass(getattr(plan, key)):
+            remedy = "make it a dataclass, whose fields tell this run from others"
+            raise BadInput(key, getattr(plan, key), remedy)
     kept = ("backup", "eval_every", "log_every", "stop_epoch", "device", "threads")
     kept += ("deterministic", "fused", "resume", "scale", "workers")
     return {

@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from dcasgd_repro.errors import BadInput
-from dcasgd_repro.run.identity import MEANS, SEEDS, flat
+from dcasgd_repro.run.identity import APART, MEANS, SEEDS, flat
 
 FINISHED, DIVERGED, INTERRUPTED, FAILED = "finished", "diverged", "interrupted", "failed"
 STOPPED = "stopped"  # at stop_epoch, to go on later
@@ -152,8 +152,8 @@ class Run:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The config, flat, less what may differ between runs of one configuration."""
-        content = flat(config_of(self.path))
-        return {k: v for k, v in content.items() if not {*SEEDS, *MEANS} & set(k.split("."))}
+        content = flat(config_of(self.path), apart=(*APART, *MEANS))
+        return {k: v for k, v in content.items() if not set(SEEDS) & set(k.split("."))}
 
     @cached_property
     def provenance(self) -> dict[str, Any]:

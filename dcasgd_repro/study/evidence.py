@@ -129,9 +129,9 @@ class Evidence:
         the primary claims is above 5 %.
         """
         found = [self._judge(claim) for claim in self.study.claims]
-        primary = [k for k, f in enumerate(found) if f.claim.primary]
+        primary = [k for k, f in enumerate(found) if f.claim.primary and not math.isnan(f.p)]
         for k, p in zip(primary, holm([found[k].p for k in primary]), strict=True):
-            word = found[k].verdict if p <= LEVEL or math.isnan(p) else UNDECIDED
+            word = found[k].verdict if p <= LEVEL else UNDECIDED
             found[k] = replace(found[k], adjusted=p, verdict=word)
         return found
 
@@ -326,7 +326,7 @@ class Evidence:
                 "paper": f.claim.paper,
                 "dc_ratio": f.dc_ratio,
                 "told": f.told,
-                "diverged": len(f.lost),
+                "cells_with_diverged_runs": len(f.lost),
                 "p": f.p,
                 "p_holm": f.adjusted,
                 "verdict": self.study.words.get(f.verdict, f.verdict),

@@ -472,6 +472,8 @@ def _claim(line: Mapping[str, Any], point: Mapping[str, Any]) -> Claim:
         raise ValueError("cell: give paper, the number it should be near")
     if line.get("primary") and line.get("post_hoc"):
         raise ValueError("a claim is primary or post_hoc, not both")
+    if line.get("primary") and kind not in ("lower", "equal"):
+        raise ValueError(f"primary: {kind} has no test, so it belongs to no family of tests")
     return Claim(
         kind=kind,
         cells=tuple(cells),

@@ -233,9 +233,9 @@ def about_claims(here: Evidence) -> str:
         )
     measured = MEASURES[here.study.measure].words.replace("test error", f"{here.on} error")
     text = (
-        f"difference: of {measured}, the right cell's minus the left "
-        "one's, paired at equal seed, ± half of its 95 % interval; above 0 is as claimed. "
-        "dc_ratio: the left cell's, a median. A run that diverged has the error of guessing."
+        f"difference: of {measured}, paired at equal seed, ± half of its 95 % interval. "
+        "Of a < b it is b minus a, and above 0 as claimed; of b - a >= x it is b minus a. "
+        "dc_ratio: a's, a median. A run that diverged has the error of guessing."
     )
     others = {f.measure.name: f.measure.words for f in here.found}
     others.pop(here.study.measure, None)

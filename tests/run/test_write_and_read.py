@@ -14,13 +14,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from dcasgd_repro.errors import BadInput
+from dcasgd_repro.lr import Step as Rate
 from dcasgd_repro.rules import ASGD, SSGD
 from dcasgd_repro.run import experiment, identity, plan, read
 from dcasgd_repro.run import write as record
 from dcasgd_repro.run.plan import plan_of
-from dcasgd_repro.schedule import Schedule
+from dcasgd_repro.schedule import Constant, Generated, Schedule
 from dcasgd_repro.simulate import Server, Step, ratio
 from dcasgd_repro.study import runs as report
+from dcasgd_repro.tasks import Quadratic
 
 PLAIN = ["scale=smoke", "task=synthetic", "model.width=2", "images=64", "test_images=40"]
 PLAIN += ["batch=4", "workers=4", "task.stats_images=32", "task.train_images=24", "log_every=7"]
@@ -354,3 +356,57 @@ def test_labels_say_what_a_schedule_makes_of_a_rule(tmp_path: Path) -> None:
     assert label("rule=asgd", "workers=1") == "SGD, M = 1, synthetic data"
     assert SSGD.for_rounds
     assert not ASGD.for_rounds
+
+
+def test_a_field_of_ones_own_that_is_called_like_a_key_of_ours_counts() -> None:
+    """Only rule.scale differs; the key scale, at the top, is a label."""
+    said = {"scale": "laptop", "rule": {"_target_": "mine.Rule", "scale": 1, "probe": 1, "root": 1}}
+    for name in ("scale", "probe", "root"):
+        other = {**said, "rule": {**said["rule"], name: 2}}
+        assert identity.identity(other) != identity.identity(said)
+        assert identity.config_hash(other) != identity.config_hash(said)
+    assert identity.identity({**said, "scale": "paper"}) == identity.identity(said)
+
+
+def small_plan(**changes: object) -> plan.Plan:
+    parts: dict[str, object] = {
+        "rule": ASGD(),
+        "task": Quadratic((1.0, 0.1)),
+        "schedule": Generated(workers=2, seed=0, compute=Constant(1.0)),
+        "rate": Rate(0.1),
+        "length": plan.Length(images=8, batch=1, epochs=1),
+        "workers": 2,
+    }
+    return plan.Plan(**(parts | changes))  # type: ignore[arg-type]
+
+
+class Nameless(ASGD):
+    name = None  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"rate": lambda epoch: 0.1}, "rate=<function"),  # its parameters cannot be seen
+        ({"rule": Nameless()}, "rule=Nameless: its class has no name"),
+        ({"workers": 3}, "schedule.workers=2: the plan has 3; make both the same"),
+        ({"stop_epoch": 2}, "stop_epoch=2: the run has 1 epochs"),
+        ({"probe_every": 0}, "probe.every=0: give a whole number"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_refused(changes: dict[str, object], told: str) -> None:
+    with pytest.raises(BadInput) as refused:
+        small_plan(**changes)
+    assert str(refused.value).startswith(told)
+
+
+def test_plans_without_a_config_tell_their_runs_apart(tmp_path: Path) -> None:
+    """What a plan says of itself is what a config of the same run says, as far as they overlap."""
+    one, other = small_plan(), small_plan(rule=ASGD(momentum=0.5))
+    assert identity.identity(one.said) != identity.identity(other.said)
+    assert identity.identity(one.said) == identity.identity(small_plan(threads=1).said)
+    assert one.said["rule"] == {"_target_": "dcasgd_repro.rules.ASGD", "momentum": 0.0}
+    path = experiment.run(small_plan(run_dir=tmp_path / "a", name="mine"), say=lambda line: None)
+    assert read.Run.read(path).summary["status"] == "finished"
+    with pytest.raises(BadInput, match=r"holds a run with rule.momentum=0.0 \(now 0.5\)"):
+        experiment.run(small_plan(run_dir=path, rule=ASGD(momentum=0.5)), say=lambda line: None)

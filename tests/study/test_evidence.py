@@ -512,3 +512,10 @@ def test_report_refuses_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         cli.report(["nope"])
     assert cli.report([]) == 0  # nothing there: an overview of studies without runs
     assert Path("results/README.md").read_text().count("no runs yet") == len(names())
+
+
+def test_a_claim_without_a_test_is_in_no_family(mine: Path) -> None:
+    """An order has no p-value: as a member it would never be decided, and raise the others'."""
+    claim: dict[str, object] = {"order": ["sgd", "dc-8"], "measure": "epochs_to", "primary": True}
+    with pytest.raises(BadInput, match="primary: order has no test"):
+        claims_of(mine, [claim], "laptop")
