@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 # Keys that name a place, a label or a way of working: the numbers do not depend on them.
-APART = ("run_dir", "root", "exp", "scale", "resume", "checkpoint", "processes")
+APART: tuple[str, ...] = ("run_dir", "root", "exp", "scale", "resume", "checkpoint", "processes")
 APART += ("stop_epoch", "probe")
 # With what a run is computed: it is the same run, and its provenance says with what.
 MEANS = ("engine", "threads", "device", "deterministic", "fused", "log_every")

@@ -243,7 +243,7 @@ def _log(schedule: Any, pushes: int, full: Callable[[str, BadInput], BadInput]) 
 
 def _spelled_out(plan: Plan) -> dict[str, Any]:
     """What a config would have said of a plan that was made without one."""
-    kept = ("backup", "eval_every", "log_every", "stop_epoch", "device", "threads")
+    kept: tuple[str, ...] = ("backup", "eval_every", "log_every", "stop_epoch", "device", "threads")
     kept += ("deterministic", "fused", "resume", "scale", "workers")
     return {
         "exp": plan.name,
