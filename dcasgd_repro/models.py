@@ -78,7 +78,8 @@ class ResNet50:
     def build(self) -> nn.Module:
         from torchvision import models  # slow to import, and only ImageNet needs it
 
-        return models.resnet50(weights=None, num_classes=self.classes)
+        network: nn.Module = models.resnet50(weights=None, num_classes=self.classes)
+        return network
 
 
 class _Block(nn.Module):
@@ -125,7 +126,8 @@ class _SmallResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.norm(self.conv(x)))
-        return self.linear(self.blocks(x).mean(dim=(2, 3)))
+        logits: Tensor = self.linear(self.blocks(x).mean(dim=(2, 3)))
+        return logits
 
 
 def _conv(channels_in: int, channels_out: int, stride: int, norm: str) -> nn.Conv2d:

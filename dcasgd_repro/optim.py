@@ -212,7 +212,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         return [sends(p.detach(), self._state(p), worker).clone() for _, p in self._pairs()]
 
     @torch.no_grad()
-    def step(  # type: ignore[override]
+    def step(  # type: ignore[override]  # torch knows no backup, worker or delay
         self,
         backup: Sequence[Tensor],
         worker: int = 0,

@@ -60,6 +60,8 @@ PAPER = Network("ResNet-20, batch 128", 20, 16, 128)
 LAPTOP = Network("ResNet-8 width 8, batch 32", 8, 8, 32)
 LR = 0.01
 
+Engine = Callable[..., Iterator[Step]]  # ``simulate``, or an engine of fast
+
 
 def simulate_part(device: torch.device) -> Iterator[Row]:
     """A push of ``simulate`` against a step of the plainest PyTorch loop, and what others pay."""
@@ -214,7 +216,7 @@ def peers_loop(network: Network, device: torch.device) -> Timed:
         ]
     )
 
-    class Pictures(Dataset):  # type: ignore[type-arg]
+    class Pictures(Dataset[tuple[Tensor, int]]):
         def __len__(self) -> int:
             return 10**6
 
@@ -244,7 +246,7 @@ def peers_loop(network: Network, device: torch.device) -> Timed:
 
 def pushes(
     task: Classifier,
-    engine: Callable[..., Iterator[Step]],
+    engine: Engine,
     workers: int = 8,
     fused: bool = False,
 ) -> Timed:
@@ -415,7 +417,7 @@ def waves_part(device: torch.device) -> Iterator[Row]:
     if device.type == "cuda":
         yield from engines_on_cuda(device)
         return
-    engines = {"plain": simulate, "threads": Threads(), "waves": Waves()}
+    engines: dict[str, Engine] = {"plain": simulate, "threads": Threads(), "waves": Waves()}
     for network, counts, gradients, rounds in ((PAPER, (8,), 16, 6), (LAPTOP, (1, 8), 96, 6)):
         for workers in counts:
             works = {"loop": bundle(plain_loop(network.task(device, workers)), gradients)}
@@ -428,7 +430,7 @@ def waves_part(device: torch.device) -> Iterator[Row]:
         yield from processes(network)
 
 
-def from_the_start(task: Classifier, engine: Callable[..., Iterator[Step]], pushes: int) -> Timed:
+def from_the_start(task: Classifier, engine: Engine, pushes: int) -> Timed:
     """A whole simulation of so many pushes: an engine that works ahead leaves nothing undone."""
     workers = task.images.workers
 
@@ -451,7 +453,8 @@ def engines_on_cuda(device: torch.device) -> Iterator[Row]:
     for workers in (1, 4, 8, 16):
         gradients = 8 * workers
         works = {"loop": bundle(plain_loop(PAPER.task(device, workers)), gradients)}
-        for name, engine in {"plain": simulate, "waves": Waves(), "graphs": Graphs()}.items():
+        engines: dict[str, Engine] = {"plain": simulate, "waves": Waves(), "graphs": Graphs()}
+        for name, engine in engines.items():
             for fused in (False, True) if name == "graphs" else (False,):
                 push = pushes(PAPER.task(device, workers), engine, workers, fused)
                 works[name + ", fused update" * fused] = bundle(push, gradients)

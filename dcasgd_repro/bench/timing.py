@@ -86,6 +86,7 @@ def row(
 ) -> Row:
     """The Row of repeated measurements."""
     low, median, high = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
+    quartiles: tuple[float | None, float | None]
     quartiles = (low, high) if len(values) > 1 else (None, None)
     if ratios is None:
         return Row(what, unit, median, *quartiles, len(values), bound=bound)

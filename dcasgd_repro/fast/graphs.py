@@ -152,7 +152,7 @@ def _like(batch: Any) -> Any:
 
 
 def _stream() -> Any:
-    return torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    return torch.cuda.Stream()
 
 
 class CUDA:

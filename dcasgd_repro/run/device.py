@@ -35,7 +35,8 @@ def set_device(
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # As use_deterministic_algorithms, which would also import the compiler: seconds of start-up.
     torch.set_deterministic_debug_mode("error" if exact else "default")
-    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, changes no result
+    # Filling costs time and changes no result. torch puts this property on the module at run time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if chosen.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False
     else:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -36,6 +36,12 @@ from dcasgd_repro.run.read import (
 )
 from dcasgd_repro.schedule import PUSH, Schedule
 from dcasgd_repro.simulate import Server, Step, norm, simulate
+
+if TYPE_CHECKING:  # a plan's task is Any: here mypy holds our tasks to what the engines ask of one
+    from dcasgd_repro.simulate import Task
+    from dcasgd_repro.tasks import Classifier, QuadraticTask
+
+    TASKS: tuple[type[Task], ...] = (Classifier, QuadraticTask)
 
 
 def run(

@@ -267,7 +267,7 @@ def _spelled_out(plan: Plan) -> dict[str, Any]:
         if not is_dataclass(getattr(plan, key)):
             remedy = "make it a dataclass, whose fields tell this run from others"
             raise BadInput(key, getattr(plan, key), remedy)
-    kept = ("backup", "eval_every", "log_every", "stop_epoch", "device", "threads")
+    kept: tuple[str, ...] = ("backup", "eval_every", "log_every", "stop_epoch", "device", "threads")
     kept += ("deterministic", "fused", "resume", "scale", "workers")
     return {
         "exp": plan.name,

@@ -174,7 +174,7 @@ class Run:
         table = rows_of(self.path)
         if self.until is None:
             return table
-        late = self.config["workers"] * self.config["batch"] / self.config["images"]
+        late: float = self.config["workers"] * self.config["batch"] / self.config["images"]
         return table[table["epoch"] < self.until + late]
 
     @property

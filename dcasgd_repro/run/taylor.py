@@ -78,7 +78,8 @@ def candidates(batch: int) -> dict[str, Rule]:
     }
 
 
-COLUMNS = ("push", "epoch", "worker", "delay", "gap_norm", "grad_norm", "stale_error", "cos")
+COLUMNS: tuple[str, ...] = ("push", "epoch", "worker", "delay", "gap_norm", "grad_norm")
+COLUMNS += ("stale_error", "cos")
 COLUMNS += tuple(f"{what}_{x}" for x in candidates(1) for what in ("size", "cos", "removed"))
 COLUMNS += tuple(f"{what}_{y}" for y in DIRECTIONS for what in ("lambda", "best"))
 

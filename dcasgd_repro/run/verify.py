@@ -16,8 +16,8 @@ from dcasgd_repro.run.device import set_device
 from dcasgd_repro.run.plan import Plan, plan_of
 from dcasgd_repro.run.read import VERIFIED, config_of, provenance_of, rows_of, summary_of
 
-COMPARED = ("push", "update", "simulated_s", "lr", "train_loss", "delay_mean", "delay_max")
-COMPARED += ("dc_ratio", "gap_norm")
+COMPARED: tuple[str, ...] = ("push", "update", "simulated_s", "lr", "train_loss")
+COMPARED += ("delay_mean", "delay_max", "dc_ratio", "gap_norm")
 HERE = ("torch", "device", "device_name", "threads")  # what bits may depend on
 
 

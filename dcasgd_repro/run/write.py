@@ -107,6 +107,7 @@ def totals(rows: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> dict
     test = [row["test_error"] for row in rows if "test_error" in row]
     train = [row["train_error"] for row in rows if "train_error" in row]
     loss = [row["test_loss"] for row in rows if "test_loss" in row]
+    last: np.ndarray | list[float]
     last = last_errors(pd.DataFrame(rows), config, "test_error") if test else []
     end = rows[-1] if rows else {}
     pushes = np.diff([0, *(row["push"] for row in rows)])
@@ -150,8 +151,9 @@ class Progress:
         interval = []
         for values in content["interval"]:
             step = Step(*values)
-            scalars = [torch.tensor(x, dtype=torch.float64) for x in step[-3:]]
-            interval.append(step._replace(**dict(zip(Step._fields[-3:], scalars, strict=True))))
+            scalars = (step.loss, step.dc_ratio, step.gap_norm)
+            loss, dc_ratio, gap_norm = (torch.tensor(x, dtype=torch.float64) for x in scalars)
+            interval.append(step._replace(loss=loss, dc_ratio=dc_ratio, gap_norm=gap_norm))
         return cls(**{**content, "interval": interval})
 
 
@@ -208,16 +210,21 @@ class Logs:
         self._board = SummaryWriter(str(path / "tensorboard"))
         experiment, start, self._end = hparams(dict(settings), {f"error/{on}": 0, "dc/ratio": 0})
         for part in (experiment, start):
-            self._board.file_writer.add_summary(part)
+            self._events.add_summary(part)
         for row in progress.rows:
             self._append(row)
         for push, counts in progress.histograms:
             self._histogram(push, counts)
-        for row in probed[0] if probed else ():
-            self._probed(row)
+        for measured in probed[0] if probed else ():
+            self._probed(measured)
         self.sync()
         for table in self._tables:
             table.show()
+
+    @property
+    def _events(self) -> Any:
+        """TensorBoard's file; torch annotates it as None, which it is once closed."""
+        return self._board.file_writer
 
     @property
     def _tables(self) -> list[Table]:
@@ -244,7 +251,7 @@ class Logs:
     def close(self, finished: bool) -> None:
         """Closes the files; a finished run's hparams session ends with it."""
         if finished:
-            self._board.file_writer.add_summary(self._end)
+            self._events.add_summary(self._end)
         self._board.close()
         for table in self._tables:
             table.close()

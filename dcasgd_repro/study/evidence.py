@@ -274,7 +274,7 @@ class Evidence:
         What belongs to the rule goes with it: the barrier, when the backup is written, and for
         sequential SGD the number of workers.
         """
-        apart = ("rule.", "schedule.barrier", "backup")
+        apart: tuple[str, ...] = ("rule.", "schedule.barrier", "backup")
         if kind == "sgd":
             apart += ("workers", "schedule.workers", "task.data.workers", "lr.workers")
 

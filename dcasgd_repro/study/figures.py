@@ -33,7 +33,8 @@ from dcasgd_repro.study.tune import best, of_kept
 from dcasgd_repro.study.verdicts import NOTHING, Difference
 
 BLUE, RED, GREY = "#0072B2", "#D55E00", "#666666"
-DASHES = ["--", "-.", ":", "-", (0, (5, 1)), (0, (1, 1))]
+Dashes = str | tuple[float, Sequence[float]]  # as matplotlib takes them
+DASHES: list[Dashes] = ["--", "-.", ":", "-", (0, (5, 1)), (0, (1, 1))]
 LAMBDAS = ["#D55E00", "#56B4E9", "#009E73", "#0072B2", "#CC79A7", "#E69F00"]
 MARKERS = {"sgd": "s", "asgd": "v", "ssgd": "D", "dcasgd_c": "^", "dcasgd_a": "o"}
 
@@ -140,7 +141,7 @@ def forest(here: Evidence, axes: Axes) -> None:
 
 def intervals(
     axes: Axes,
-    differences: Sequence[Difference],
+    differences: Sequence[Difference | probed.Median],
     colours: Sequence[str],
     also: Sequence[float] = (),
 ) -> None:
@@ -197,10 +198,10 @@ def curves(here: Evidence, x: str) -> Figure:
             words = here.on if split == "test" else split
             panel.set_title(f"{words} error, M = {m}", fontsize=10)
             plain(panel)
-        words = ("epochs of effective passes", "part of the run's epochs")
+        labels = ("epochs of effective passes", "part of the run's epochs")
         if x == "simulated_s":
-            words = ("simulated seconds", "time, as part of sequential SGD's")
-        axes[1][column].set_xlabel(words[0] if absolute else words[1])
+            labels = ("simulated seconds", "time, as part of sequential SGD's")
+        axes[1][column].set_xlabel(labels[0] if absolute else labels[1])
     for row in (0, 1):
         axes[row][0].set_ylabel("error (%)")
     axes[0][0].plot([], [], color="#888888", linewidth=0.6, label="thin: the paper's runs")
@@ -276,7 +277,7 @@ def tax(here: Evidence) -> Figure:
             points[runs[0].kind].append((runs[0].summary["workers"], value))
     sgd = [value for _, value in points.pop("sgd", [])]
     if sgd:
-        axes.axhline(np.mean(sgd), color="black", linewidth=1, label="SGD, M = 1")
+        axes.axhline(float(np.mean(sgd)), color="black", linewidth=1, label="SGD, M = 1")
     for k, (kind, pairs) in enumerate(sorted(points.items())):
         frame = pd.DataFrame([(1, value) for value in sgd] + pairs, columns=["M", "error"])
         means = frame.groupby("M")["error"].mean()
@@ -329,7 +330,7 @@ def settings(here: Evidence) -> Figure:
             panel.set_visible(False)
             continue
         for cell, paper in here.study.curves.groupby("cell"):
-            colour, marker = look(here.runs.get(cell, []))
+            colour, marker = look(here.runs.get(str(cell), []))
             there = paper[paper["split"] == "train"].sort_values("epoch")
             style = {"color": colour, "linewidth": 0.7, "alpha": 0.6}
             panel.plot(there["epoch"], 100 * there["error"], marker=marker, markersize=2, **style)
@@ -388,7 +389,8 @@ def prefix(here: Evidence) -> Figure:
                 paper = here.study.curves
                 paper = paper[(paper["cell"] == cell) & (paper["split"] == "train")]
                 paper = paper[paper["workers"] == m].sort_values("epoch")
-                style = {"marker": MARKERS.get(done[0].kind, "o"), "markersize": 2.5}
+                marker = MARKERS.get(done[0].kind, "o")
+                style: dict[str, Any] = {"marker": marker, "markersize": 2.5}
                 style |= {"color": colour, "linewidth": 0.8, "alpha": 0.6}
                 panel.plot(paper["epoch"], 100 * paper["error"], **style)
             if here.study.level:
@@ -468,7 +470,7 @@ def band(
     per: float,
     label: str | None = None,
     colour: str | None = None,
-    dashes: str | None = None,
+    dashes: Dashes | None = None,
 ) -> None:
     """The mean curve of the finished runs, their range shaded."""
     done = [run for run in runs if run.finished]

@@ -316,9 +316,9 @@ def _read(folder: Path, content: Any) -> Study:
     if ("cells" in content) == ("runs_of" in content):
         raise BadInput("study", grid, "give cells, or runs_of: another study")
     points = list(_points(content.get("for") or {}))
-    for key, known in (("figure", FIGURES), ("measure", list(MEASURES))):
-        if content.get(key, known[0]) not in known:
-            told = f"{key}={content[key]}: choose {', '.join(known)}"
+    for key, choices in (("figure", FIGURES), ("measure", tuple(MEASURES))):
+        if content.get(key, choices[0]) not in choices:
+            told = f"{key}={content[key]}: choose {', '.join(choices)}"
             raise BadInput("study", grid, told)
     if "runs_of" in content:
         if content["runs_of"] == folder.name:
@@ -504,7 +504,7 @@ def _points(axes: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
         yield dict(zip(axes, values, strict=True))
 
 
-def _table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+def _table(path: Path, columns: list[str]) -> pd.DataFrame:
     if not path.exists():
         return pd.DataFrame(columns=columns)
     table = pd.read_csv(path)

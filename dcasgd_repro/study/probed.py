@@ -86,8 +86,8 @@ def median(table: pd.DataFrame, column: str) -> Median:
     whole = table[(block + 1) * BLOCK < last].dropna(subset=[column])
     values = np.sort(whole.groupby(["seed", block])[column].median().to_numpy())
     n, k = len(values), rank(len(values))
-    ends = (values[k - 1], values[n - k]) if k else (-math.inf, math.inf)
-    return Median(float(np.median(values)) if n else math.nan, *map(float, ends), n)
+    low, high = (values[k - 1], values[n - k]) if k else (-math.inf, math.inf)
+    return Median(float(np.median(values)) if n else math.nan, float(low), float(high), n)
 
 
 def rank(n: int) -> int:
@@ -158,8 +158,8 @@ def draw(table: pd.DataFrame, batch: int, panels: Sequence[Axes]) -> None:
     best.plot(table["push"], table["lambda_gg"], ".", color="#888888", alpha=0.35, markersize=3)
     running(best, table, "lambda_gg", "black", "best lambda, a dot for each probe")
     for name, lam, how in (("c", LAM, "as printed"), ("c_sum", LAM * batch, "g a batch's sum")):
-        line = {"color": COLOURS[name], "linestyle": "--", "linewidth": 1.2}
-        best.axhline(lam, **line, label=f"{lam:g}: DC-ASGD-c, {how}")
+        style: dict[str, Any] = {"color": COLOURS[name], "linestyle": "--", "linewidth": 1.2}
+        best.axhline(lam, **style, label=f"{lam:g}: DC-ASGD-c, {how}")
     size.set_yscale("log")
     removed.set_yscale("symlog", linthresh=1e-4)
     best.set_yscale("symlog", linthresh=1e-2)

@@ -304,9 +304,10 @@ def _ended_before(target: Path, job: Job) -> bool:
 def _killed(job: Job) -> dict[str, Any]:
     """A summary of a run that left none."""
     said = config_of(job.path)
-    told = {"status": FAILED, "last_line": job.last_line()}
+    told: dict[str, Any] = {"status": FAILED, "last_line": job.last_line()}
     told |= {key: said[key] for key in ("exp", "scale", "workers", "seed")}
-    told |= {"task": None, "rule": get_class(said["rule"]["_target_"]).name}
+    rule: Any = get_class(said["rule"]["_target_"])
+    told |= {"task": None, "rule": rule.name}
     told |= {"evaluated_on": evaluated_on(said)}
     return {**told, "pushes": job.done(), "wall_s": None, "weights_sha256": None}
 

@@ -115,7 +115,7 @@ class Request:
             note = "while a best value lies at an end of its grid, all grids are extended"
             self.show(f"{self.plan(jobs)}\n{note} and run again")
             return 0
-        first: Sequence[Job] = ()
+        first: list[Job] = []
         failed: list[Job] | None = []
         for of_round in rounds:
             grid, jobs = of_round

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +197,7 @@ def columns_of(on: str, table: pd.DataFrame) -> pd.DataFrame:
     return table.rename(columns=lambda name: re.sub(r"^test_error", f"{on}_error", name))
 
 
-def percent(row: Mapping[str, Any], key: str) -> str:
+def percent(row: Mapping[Hashable, Any], key: str) -> str:
     """A row's error in percent, mean ± standard deviation, and what diverged beside it."""
     mean, std, ranked = (row[f"{key}_pct_{part}"] for part in ("mean", "std", "ranked"))
     text = "-" if np.isnan(mean) else f"{mean:.2f}"
