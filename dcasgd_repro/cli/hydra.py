@@ -55,7 +55,9 @@ def with_hydra(job: Job, command: str, arguments: list[str]) -> int:
 
     def once(cfg: DictConfig) -> None:
         given = hydra.core.hydra_config.HydraConfig.get().overrides.task
-        point = " ".join(map(str, OmegaConf.to_container(given, resolve=False)))
+        words = OmegaConf.to_container(given, resolve=False)
+        assert isinstance(words, list)
+        point = " ".join(map(str, words))
         outcomes.append(point, Done(0, ""))  # composed
         if sweep:
             print(f"\n== {point}", flush=True)
@@ -72,8 +74,8 @@ def with_hydra(job: Job, command: str, arguments: list[str]) -> int:
         except BrokenPipeError:
             raise
         except OSError as error:
-            words = f"{error.filename}: {error.strerror}"
-            outcomes.append(point, Done(told(words, 4), f"failed: {words}"))
+            line = f"{error.filename}: {error.strerror}"
+            outcomes.append(point, Done(told(line, 4), f"failed: {line}"))
 
     # Options first: argparse, behind Hydra, takes the overrides only in one piece.
     overrides = [a for a in arguments if a[:1] != "-" and ("=" in a or a[:1] == "~")]

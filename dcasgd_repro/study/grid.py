@@ -61,7 +61,15 @@ FIGURES = (
     "lr",
     "taylor",
 )
-OURS = ("seed", "seeds", "scale", "run_dir", "resume", "exp", "stop_epoch")  # not for a cell to say
+RESERVED = (
+    "seed",
+    "seeds",
+    "scale",
+    "run_dir",
+    "resume",
+    "exp",
+    "stop_epoch",
+)  # not for a cell to say
 
 
 @dataclass(frozen=True)
@@ -348,10 +356,9 @@ def _read(folder: Path, content: Any) -> Study:
         said = {
             word.lstrip("+~").partition("=")[0] for word in cell.overrides if "+exp=" not in word
         }
-        if ours := {word for word in said if word.split(".")[0] in OURS}:
-            remedy = (
-                f"cell {cell.name} sets {', '.join(sorted(ours))}, which is for reproduce to say"
-            )
+        if reserved := {word for word in said if word.split(".")[0] in RESERVED}:
+            sets = f"cell {cell.name} sets {', '.join(sorted(reserved))}"
+            remedy = f"{sets}, which is for reproduce to say"
             raise BadInput("study", grid, remedy)
     tune, tuned_by = _tune(content, cells), _tuned_by(folder, content, cells)
     first_seed = content.get("first_seed", 0)

@@ -299,3 +299,28 @@ def test_a_sweep_has_headings_and_closes_with_a_table(
     assert refused == "rule=asgd workers=0      refused: workers=0: give a whole number >= 1"
     assert third.startswith("rule=dcasgd_a workers=2  finished  outputs/quadratic_dcasgda/")
     assert last == "rule=dcasgd_a workers=0  refused: workers=0: give a whole number >= 1"
+
+
+def test_a_key_of_another_rule_is_not_suggested(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.dispatch("train", ["task=quadratic", "rule=asgd", "rule.lam0=3"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("dcasgd-repro: rule.lam0=3: no such key; did you mean rule.momentum")
+    assert "rule.lam0 or" not in line
+
+
+def test_a_folder_of_ones_own_has_its_names_listed_and_its_task_heard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, text in {
+        "rule/stale.yaml": "_target_: dcasgd_repro.rules.ASGD\n",
+        "exp/mine.yaml": "# @package _global_\ndefaults:\n  - override /task: quadratic\n"
+        "  - override /rule: stale\nexp: mine\nworkers: 2\n",
+    }.items():
+        (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "mine" / name).write_text(text)
+    own = ["-cd", str(tmp_path / "mine")]
+    assert cli.dispatch("train", ["task=quadratic", "rule=stal", *own]) == 2
+    assert "no such rule, choose asgd, dcasgd_a, dcasgd_c, ssgd, stale" in capsys.readouterr().err
+    assert cli.dispatch("train", ["+exp=mine", "run_dir=out", *own]) == 0
+    assert "\nscale: smoke\n" in (tmp_path / "out" / "config.yaml").read_text()
