@@ -105,7 +105,9 @@ def ended(plan: Plan, path: Path, log: Schedule, say: Callable[[str], None]) -> 
     made_with = summary.get("schedule_sha256")
     if made_with != log.sha256():
         raise BadInput("run_dir", path, f"was made with another schedule_sha256: {made_with}")
-    say(f"run_dir {path} holds this very run, {status} already; nothing to do")
+    asked = plan.probe_every or plan.batch_error_every
+    note = "; what the probe asks for is measured as a run goes, not afterwards" if asked else ""
+    say(f"run_dir {path} holds this very run, {status} already; nothing to do{note}")
     return True
 
 
@@ -174,7 +176,7 @@ class Experiment:
         kept = time.perf_counter()
         often = 0.2 if sys.stderr.isatty() else 30.0  # seconds; a log file wants few lines
         bar = tqdm(
-            total=plan.stop,
+            total=min(plan.stop, self.until or plan.stop),
             initial=self.server.pushes,
             unit="push",
             dynamic_ncols=True,
@@ -199,6 +201,10 @@ class Experiment:
                     if diverged is not None:
                         return {"status": DIVERGED, "diverged_at_push": diverged}
                 if step.push == plan.stop:
+                    if progress.interval:  # since the last row
+                        diverged = first_divergence(progress.interval, self.server.w)
+                        if diverged is not None:
+                            return {"status": DIVERGED, "diverged_at_push": diverged}
                     break
                 if step.push == self.until:
                     return {"status": INTERRUPTED, "stopped_by": "until"}

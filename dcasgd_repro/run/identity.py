@@ -82,4 +82,6 @@ def task_name(said: Mapping[str, Any]) -> str:
 
 def evaluated_on(said: Mapping[str, Any]) -> str:
     """The images that a run's "test" errors are of: "test" or "validation"."""
-    return "test" if said.get("validation") is None else "validation"
+    data = said["task"].get("data") or {}
+    given = (said.get("validation"), data.get("validation"))
+    return "test" if given == (None, None) else "validation"

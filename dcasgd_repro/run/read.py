@@ -131,7 +131,18 @@ class Run:
 
     @property
     def _beyond(self) -> bool:
-        return self.until is not None and self.summary["epochs"] >= self.until - 1e-9
+        """Whether it came to the epoch that it is read up to, and was whole there."""
+        if self.until is None:
+            return False
+        diverged = self.summary.get("diverged_at_push", math.inf)
+        return bool(self.summary["pushes"] >= self._stop < diverged)
+
+    @property
+    def _stop(self) -> int:
+        """The push that ends the epoch that it is read up to."""
+        assert self.until is not None
+        batches: float = self.until * self.config["images"] / self.config["batch"]
+        return math.ceil(batches - 1e-9)
 
     @property
     def evaluated_on(self) -> str:
@@ -174,8 +185,7 @@ class Run:
         table = rows_of(self.path)
         if self.until is None:
             return table
-        late: float = self.config["workers"] * self.config["batch"] / self.config["images"]
-        return table[table["epoch"] < self.until + late]
+        return table[table["push"] <= self._stop]
 
     @property
     def errors(self) -> dict[str, float]:
@@ -191,6 +201,15 @@ class Run:
             "test_error_last10": float(last.mean()) if len(last) else math.nan,
             "train_error_final": float(train.iloc[-1]),
         }
+
+    @property
+    def delay(self) -> float:
+        """Mean delay over its pushes; over its kept rows, where it is read up to an epoch."""
+        if self.until is not None:
+            delays = self.metrics.get("delay_mean")
+            return math.nan if delays is None else float(delays.mean())
+        value = self.summary["delay_mean"]
+        return math.nan if value is None else float(value)
 
     @property
     def dc_ratio(self) -> float:

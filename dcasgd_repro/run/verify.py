@@ -64,9 +64,11 @@ def elsewhere(path: Path, here: dict[str, Any]) -> str:
 
 def _kept(path: Path) -> tuple[Plan, pd.DataFrame]:
     """The run's plan, and its rows up to push 200 as text."""
-    cfg, rows = OmegaConf.create(config_of(path)), rows_of(path, text=True)
+    said, rows = config_of(path), rows_of(path, text=True)
+    if "model" not in said:  # a key of conf/config.yaml that no Plan spells out
+        raise BadInput("run", path, "it was made without a config, so it cannot be composed again")
     provenance_of(path)  # refused here, not after the run
     early = rows[rows["push"].astype(int) <= VERIFIED]
     if early.empty:
         raise BadInput("run", path, f"its metrics.csv has no row up to push {VERIFIED}")
-    return plan_of(cfg), early
+    return plan_of(OmegaConf.create(said)), early

@@ -47,6 +47,7 @@ class Found:
     verdict: str
     told: str = ""  # in place of a difference, where the claim is about none
     p: float = math.nan  # of its test; nan where it has none
+    by_size: bool = False  # whether the verdict is that the correction is too small, whatever p is
     adjusted: float = math.nan  # Holm's, over the study's primary claims
     lost: tuple[str, ...] = ()  # cells with runs that diverged, which count as chance
     change: Difference = NOTHING  # of the difference, against that of the claim on ``than``
@@ -131,7 +132,7 @@ class Evidence:
         found = [self._judge(claim) for claim in self.study.claims]
         primary = [k for k, f in enumerate(found) if f.claim.primary and not math.isnan(f.p)]
         for k, p in zip(primary, holm([found[k].p for k in primary]), strict=True):
-            word = found[k].verdict if p <= LEVEL else UNDECIDED
+            word = found[k].verdict if p <= LEVEL or found[k].by_size else UNDECIDED
             found[k] = replace(found[k], adjusted=p, verdict=word)
         return found
 
@@ -157,10 +158,11 @@ class Evidence:
         claim, measure = blank.claim, blank.measure
         found = self._gap(claim, measure)
         size = self.of_the_paper and self.study.size_counts and not claim.margin
-        word, p = above(found, claim.margin, (claim.paper or 0.0) / 2 if size else 0.0)
+        least = (claim.paper or 0.0) / 2 if size else 0.0
+        word, p = above(found, claim.margin, least, self.study.least_n)
         tiny = self.study.least_dc_ratio
-        if tiny and blank.dc_ratio < tiny and found.n >= ENOUGH:
-            word = FAILS
+        if tiny and blank.dc_ratio < tiny and found.n >= self.study.least_n:
+            word, blank = FAILS, replace(blank, by_size=True)
         if not self._whole(claim, measure=measure):
             word = UNDECIDED
         judged = replace(blank, difference=found, verdict=word, p=p)
@@ -176,7 +178,7 @@ class Evidence:
     def _equal(self, blank: Found) -> Found:
         assert blank.claim.within is not None
         found = self._gap(blank.claim, blank.measure)
-        word, p = equal(found, blank.claim.within)
+        word, p = equal(found, blank.claim.within, self.study.least_n)
         whole = self._whole(blank.claim, measure=blank.measure)
         return replace(blank, difference=found, verdict=word if whole else UNDECIDED, p=p)
 
@@ -195,7 +197,7 @@ class Evidence:
 
     def _curve(self, blank: Found) -> Found:
         """The mean distance of a cell's training error from the paper's curve, over the seeds."""
-        claim, apart = blank.claim, {}
+        claim, apart = blank.claim, dict[int, float]()
         if not self.of_the_paper:
             return replace(blank, verdict=ELSEWHERE)
         paper = self.study.curves
@@ -203,9 +205,10 @@ class Evidence:
         paper = paper[paper["workers"] == paper["workers"].max()].sort_values("epoch")
         for run in self.runs[claim.lower]:
             ours = curve(run, "train_error")
-            if not run.finished or ours.empty or paper.empty:
-                continue
             at = np.array(self.study.epochs)
+            covered = [len(c) and c["epoch"].max() >= at.max() - 1e-9 for c in (ours, paper)]
+            if not run.finished or not all(covered):
+                return blank  # a mean over the others would flatter
             here = np.interp(at, ours["epoch"], ours["error"])
             theirs = np.interp(at, paper["epoch"], 100 * paper["error"])
             apart[run.summary["seed"]] = float(np.mean(np.abs(here - theirs)))
@@ -255,13 +258,23 @@ class Evidence:
     def _whole(self, *claims: Claim, measure: Measure | None = None) -> bool:
         """Whether all runs of these claims' cells have ended, and their seeds are the same.
 
-        With a ``measure`` that is an error a run that diverged counts, as chance.
+        A cell may have its ``extra_seeds`` beyond the others'. With a ``measure`` that is an error,
+        a run that diverged counts, as chance; a run that finished must have the measure.
         """
-        runs = [self.runs[cell] for claim in claims for cell in claim.cells]
-        seeds = {frozenset(run.summary["seed"] for run in of_cell) for of_cell in runs}
+        cells = {cell for claim in claims for cell in claim.cells}
+        seeds = {cell: {run.summary["seed"] for run in self.runs[cell]} for cell in cells}
+        shared = set.intersection(*seeds.values())
+        extra = self.study.extra_seeds
+        if any(len(seeds[cell] - shared) > extra.get(cell, 0) for cell in cells):
+            return False
         counts = measure is not None and measure.is_error
-        ended = (run.finished or (counts and run.diverged) for of_cell in runs for run in of_cell)
-        return len(seeds) == 1 and all(ended)
+        runs = [(cell, run) for cell in cells for run in self.runs[cell]]
+        if not all(run.finished or (counts and run.diverged) for _, run in runs):
+            return False
+        if measure is None:
+            return True
+        finished = sum(run.finished for _, run in runs)
+        return finished == sum(len(self.values(cell, measure.name)) for cell in cells)
 
     def _gains(self, claim: Claim, measure: Measure) -> dict[int, float]:
         lower = self.values(claim.lower, measure.name)

@@ -47,6 +47,7 @@ KEYS = {
     "least_dc_ratio": "a claim whose correction is smaller than this is not reproduced",
     "size_counts": "whether half of the paper's difference counts, as in Table 1; true unless told",
     "words": "what to print in place of a verdict",
+    "least_n": "seeds that a verdict needs; 3 unless told",
 }
 
 FIGURES = (
@@ -201,6 +202,7 @@ class Study:
     tuned_by: str | None = None  # a folder
     first_seed: int = 0
     extra_seeds: Mapping[str, int] = field(default_factory=dict)
+    least_n: int = 3
     words: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
@@ -363,6 +365,10 @@ def _read(folder: Path, content: Any) -> Study:
     tune, tuned_by = _tune(content, cells), _tuned_by(folder, content, cells)
     first_seed = content.get("first_seed", 0)
     check_whole("first_seed", first_seed, 0)
+    least_n = content.get("least_n", 3)
+    check_whole("least_n", least_n, 3)
+    if any(claim.kind == "curve" for claim in claims) and not content.get("epochs"):
+        raise BadInput("study", grid, "a curve is compared at epochs: give epochs, as [16, 18, 20]")
     stop, extra = content.get("stop_epoch"), dict(content.get("extra_seeds") or {})
     known = {cell.name for cell in cells}
     for name, count in extra.items():
@@ -401,6 +407,7 @@ def _read(folder: Path, content: Any) -> Study:
         tuned_by=tuned_by,
         first_seed=first_seed,
         extra_seeds=extra,
+        least_n=least_n,
         words=dict(content.get("words") or {}),
     )
 
@@ -415,7 +422,9 @@ def _tune(content: Mapping[str, Any], cells: Sequence[Cell]) -> Tune | None:
     if not isinstance(given, dict) or given.keys() != wanted:
         odd = sorted(given.keys() ^ wanted) if isinstance(given, dict) else given
         raise BadInput("tune", odd, f"its keys are {', '.join(sorted(wanted))}, all needed")
-    if odd := sorted({"runs_of", "tuned_by", "first_seed", "extra_seeds"} & content.keys()):
+    if odd := sorted(
+        {"runs_of", "tuned_by", "first_seed", "extra_seeds", "claims"} & content.keys()
+    ):
         raise BadInput("tune", odd[0], "does not go with a grid to tune; leave it out")
     values = given["values"]
     if not isinstance(values, dict) or values.keys() != names:

@@ -121,6 +121,9 @@ def summary(key: str) -> Callable[[Run, Study], float]:
 
     def read(run: Run, _: Study) -> float:
         value = run.summary.get(key)
+        if run.until is not None:  # the summary may be of more than that
+            rows = run.metrics[key.removesuffix("_final")].dropna()
+            value = None if rows.empty else rows.iloc[-1]
         return math.nan if value is None else float(value)
 
     return read

@@ -117,6 +117,8 @@ def page(here: Evidence, tables: Sequence[str]) -> str:
 def about_scale(here: Evidence) -> str:
     """What the scale is; a study that chooses its learning rates has not the paper's."""
     text = SCALES.get(here.scale, f"`scale={here.scale}`.")
+    if here.study.stop_epoch is not None:
+        text += f" Of these runs the first {here.study.stop_epoch:g} epochs."
     if here.study.tune is not None or here.study.tuned_by is not None:
         text = text.replace(" at the paper's learning rate", "")
     return text

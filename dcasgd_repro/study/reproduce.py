@@ -294,7 +294,9 @@ def keep(jobs: Sequence[Job], folder: Path, failed: Sequence[Job] = ()) -> None:
 
 def _ended_before(target: Path, job: Job) -> bool:
     """Whether a run of the same numbers was kept there that ended."""
-    if summary_of(target).get("status") not in ENDED:
+    kept = summary_of(target)
+    stopped = kept.get("status") == STOPPED and kept["pushes"] >= job.pushes
+    if kept.get("status") not in ENDED and not stopped:
         return False
     with contextlib.suppress(BadInput):  # an unreadable config is not the same
         return identity(config_of(target)) == identity(config_of(job.path))

@@ -184,11 +184,13 @@ def tabulate(label: str, runs: Sequence[Run]) -> dict[str, Any]:
         line[f"{key}_pct_mean"] = np.mean(values) if values else np.nan
         line[f"{key}_pct_std"] = np.std(values, ddof=1) if len(values) > 1 else np.nan
         line[f"{key}_pct_ranked"] = np.mean(values + lost) if lost else np.nan
-    line["delay_mean"] = np.mean([run.summary["delay_mean"] for run in done]) if done else np.nan
-    line["dc_ratio"] = np.median([run.dc_ratio for run in done]) if done else np.nan
+    delays = [run.delay for run in done if np.isfinite(run.delay)]
+    line["delay_mean"] = np.mean(delays) if delays else np.nan
+    ratios = [run.dc_ratio for run in done if np.isfinite(run.dc_ratio)]
+    line["dc_ratio"] = np.median(ratios) if ratios else np.nan
     for key in ("simulated_s", "wall_s"):
-        last = [run.metrics[key].iloc[-1] for run in done if key in run.metrics]
-        line[key] = np.mean(last) if last else np.nan
+        tables = [run.metrics for run in done if key in run.metrics and len(run.metrics)]
+        line[key] = np.mean([table[key].iloc[-1] for table in tables]) if tables else np.nan
     return line
 
 

@@ -78,32 +78,34 @@ def difference(of: Mapping[int, float], minus: Mapping[int, float]) -> Differenc
     return Difference(float(np.mean(pairs)), t * float(np.std(pairs, ddof=1)) / math.sqrt(n), n)
 
 
-def above(found: Difference, margin: float, least: float = 0.0) -> tuple[str, float]:
-    """Whether the difference is above ``margin``: a verdict, and its two-sided p-value.
+def above(
+    found: Difference, margin: float, least: float = 0.0, enough: int = ENOUGH
+) -> tuple[str, float]:
+    """Whether the difference is above ``margin``: a verdict, and the p-value of what decided it.
 
     The 95 % interval above the margin holds it; an interval below it, or below ``least``, the size
-    that was asked for, does not.
+    that was asked for, does not. Undecided with fewer than ``enough`` seeds.
     """
-    p = min(1.0, 2 * min(found.p_above(margin), found.p_below(margin)))
-    if found.n < ENOUGH:
-        return UNDECIDED, p
-    if found.low > margin:
-        return (SMALLER if found.high < least else HOLDS), p
-    return (FAILS if found.high < max(least, margin) else UNDECIDED), p
+    most = max(least, margin)
+    if found.n >= enough and found.low > margin:
+        return (SMALLER if found.high < least else HOLDS), 2 * found.p_above(margin)
+    if found.n >= enough and found.high < most:
+        return FAILS, 2 * found.p_below(most)
+    return UNDECIDED, min(1.0, 2 * min(found.p_above(margin), found.p_below(margin)))
 
 
-def equal(found: Difference, within: float) -> tuple[str, float]:
-    """Whether the difference is inside ``± within``: a verdict, and its p-value.
+def equal(found: Difference, within: float, enough: int = ENOUGH) -> tuple[str, float]:
+    """Whether the difference is inside ``± within``: a verdict, and the p-value of what decided it.
 
     Two one-sided tests at 5 %: the 90 % interval inside holds it (Schuirmann 1987); the 95 %
-    interval outside does not.
+    interval outside does not. Undecided with fewer than ``enough`` seeds.
     """
     p = max(found.p_above(-within), found.p_below(within))
-    if found.n < ENOUGH:
-        return UNDECIDED, p
-    if p <= LEVEL:
+    if found.n >= enough and p <= LEVEL:
         return HOLDS, p
-    return (FAILS if found.low > within or found.high < -within else UNDECIDED), p
+    if found.n >= enough and (found.low > within or found.high < -within):
+        return FAILS, 2 * min(found.p_above(within), found.p_below(-within))
+    return UNDECIDED, p
 
 
 def holm(values: Sequence[float]) -> list[float]:

@@ -1,6 +1,7 @@
 """A run that is left at stop_epoch: a prefix to the bit, that goes on; and the measured norms."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,14 @@ from omegaconf import OmegaConf
 from dcasgd_repro.cli import commands as cli
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.rules import ASGD
-from dcasgd_repro.run import experiment
+from dcasgd_repro.run import experiment, read
 from dcasgd_repro.run.identity import identity
 from dcasgd_repro.run.plan import build, log_of, plan_of, said_by
 from dcasgd_repro.run.probe import Probe
 from dcasgd_repro.simulate import Server, simulate
 from dcasgd_repro.study import reproduce
 from dcasgd_repro.study.grid import study
+from dcasgd_repro.study.measures import MEASURES
 
 CELL = ["rule=dcasgd_a", "rule.mean_square=worker", "rule.momentum=0.9"]
 BATCHES = "probe.batch_error_every=3"
@@ -234,3 +236,40 @@ def test_a_grid_that_cannot_be_is_refused(
         study("mine")
     assert told in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_loss_that_is_not_finite_before_the_stop_is_a_divergence(tmp_path: Path) -> None:
+    """The stop comes between two rows: no row would have told."""
+    keys = ["lr.base=1e25", "log_every=50", "eval_every=4", "stop_epoch=0.5"]
+    summary = run(tmp_path / "run", *keys)
+    assert (summary["status"], summary["pushes"]) == ("diverged", 8)
+    assert summary["diverged_at_push"] < 8
+
+
+def test_a_prefix_is_the_same_whether_its_run_went_on_or_not(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run(folder, "eval_every=0.25", "log_every=4", "stop_epoch=1")
+    short = replace(read.Run.read(folder), until=1.0)
+    before = short.errors, short.delay, short.dc_ratio, len(short.metrics)
+    run(folder, "eval_every=0.25", "log_every=4")
+    long = replace(read.Run.read(folder), until=1.0)
+    assert long.finished
+    assert (long.errors, long.delay, long.dc_ratio, len(long.metrics)) == before
+    for name in ("simulated_s", "test_loss", "last10"):
+        assert MEASURES[name].read(long, None) == MEASURES[name].read(short, None)
+
+
+def test_a_kept_prefix_is_not_lost_to_a_run_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    grid = {"title": "M", "cells": {"a": "task=quadratic rule=asgd workers=2"}, "stop_epoch": 1}
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "grid.yaml").write_text(yaml.dump(grid))
+    [job] = reproduce.jobs_of(study("mine"), "smoke", 1)
+    assert cli.dispatch(job.command[3], job.command[4:]) == 0
+    reproduce.keep([job], Path("kept"))
+    assert json.loads(Path("kept/a-seed0/summary.json").read_text())["status"] == "stopped"
+    (job.path / "summary.json").write_text(json.dumps({"status": "failed", "pushes": 3}))
+    reproduce.keep([job], Path("kept"), [job])
+    assert json.loads(Path("kept/a-seed0/summary.json").read_text())["status"] == "stopped"

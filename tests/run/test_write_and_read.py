@@ -13,8 +13,10 @@ from omegaconf import DictConfig, OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
+from dcasgd_repro.data.images import Synthetic
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.lr import Step as Rate
+from dcasgd_repro.models import ResNet
 from dcasgd_repro.rules import ASGD, SSGD
 from dcasgd_repro.run import experiment, identity, plan, read
 from dcasgd_repro.run import write as record
@@ -22,7 +24,7 @@ from dcasgd_repro.run.plan import plan_of
 from dcasgd_repro.schedule import Constant, Generated, Schedule
 from dcasgd_repro.simulate import Server, Step, ratio
 from dcasgd_repro.study import runs as report
-from dcasgd_repro.tasks import Quadratic
+from dcasgd_repro.tasks import Classification, Quadratic
 
 PLAIN = ["scale=smoke", "task=synthetic", "model.width=2", "images=64", "test_images=40"]
 PLAIN += ["batch=4", "workers=4", "task.stats_images=32", "task.train_images=24", "log_every=7"]
@@ -410,3 +412,11 @@ def test_plans_without_a_config_tell_their_runs_apart(tmp_path: Path) -> None:
     assert read.Run.read(path).summary["status"] == "finished"
     with pytest.raises(BadInput, match=r"holds a run with rule.momentum=0.0 \(now 0.5\)"):
         experiment.run(small_plan(run_dir=path, rule=ASGD(momentum=0.5)), say=lambda line: None)
+
+
+def test_a_split_without_a_config_is_a_validation_too() -> None:
+    images = Synthetic(2, 4, 0, True, train_images=64, test_images=16, validation=8)
+    task = Classification(ResNet(8, 2), images)
+    length = plan.Length(images=64, batch=4, epochs=1)
+    assert identity.evaluated_on(small_plan(task=task, length=length).said) == "validation"
+    assert identity.evaluated_on(small_plan().said) == "test"

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from scipy import stats
 
 from dcasgd_repro.cli import commands as cli
 from dcasgd_repro.errors import BadInput
@@ -41,7 +42,11 @@ def make_run(folder: Path, errors: list[float], **given: object) -> None:
     origin = {"git_commit": "abcdef0123", "git_dirty": False, "versions": {"torch": "2.15.0"}}
     origin |= {"device_name": "a CPU", "threads": 1}
     (folder / "provenance.json").write_text(json.dumps(origin))
-    rows = {"push": range(1, 6), "epoch": range(1, 6), "simulated_s": range(10, 60, 10)}
+    rows = {
+        "push": range(10_000, 60_000, 10_000),
+        "epoch": range(1, 6),
+        "simulated_s": range(10, 60, 10),
+    }
     frame = pd.DataFrame(rows).assign(test_error=errors, test_loss=1.0, train_error=errors)
     frame = frame.assign(dc_ratio=given.get("dc_ratio", 0.0), **given.get("columns", {}))
     frame.to_csv(folder / "metrics.csv", index=False)
@@ -53,7 +58,7 @@ def make_run(folder: Path, errors: list[float], **given: object) -> None:
         "rule": rule,
         "workers": workers,
         "seed": int(folder.name[-1]),
-        "pushes": 5,
+        "pushes": 50_000,
         "epochs": 5,
         "simulated_s": 50.0,
         "wall_s": 3600.0,
@@ -365,21 +370,76 @@ def test_primary_claims_are_judged_as_a_family(mine: Path) -> None:
     assert "| primary, p = 0.092 | undecided |" in results.markdown_claims(both)
 
 
+def test_what_decides_against_a_primary_claim_has_the_p_value_of_that(mine: Path) -> None:
+    """The p-value of an equivalence is 1 far outside; Holm must not turn that into undecided."""
+    far: dict[str, object] = {"equal": ["sgd", "asgd-8"], "within": 5, "primary": True}
+    [found] = claims_of(mine, [far], "laptop").found  # 20, 21, 22 apart
+    assert found.verdict == "not reproduced"
+    t = (21 - 5) * math.sqrt(3)
+    assert found.p == pytest.approx(1 - t / math.sqrt(2 + t * t))  # both tails
+    word, p = above(Difference(0.2, 0.3, 5), 0.0, least=1.0)
+    assert word == "not reproduced"
+    t = 0.8 / Difference(0.2, 0.3, 5).error
+    assert p == pytest.approx(2 * stats.t.sf(t, 4))
+
+
+def test_extra_seeds_are_no_seeds_that_the_other_cell_lacks(mine: Path) -> None:
+    folder = Path("results/mine/laptop/runs")
+    make_run(folder / "asgd-8-seed3", [0.5] * 5)
+    claim: dict[str, object] = {"lower": "dc-8", "higher": "asgd-8"}
+    assert claims_of(mine, [claim], "laptop").found[0].verdict == "undecided"
+    here = claims_of(mine, [claim], "laptop", extra_seeds={"asgd-8": 1})
+    assert (here.found[0].verdict, here.found[0].difference.n) == ("reproduced", 3)
+    shutil.rmtree(folder / "dc-8-seed1")  # not an extra one
+    assert Evidence(here.study, "laptop", Path("results")).found[0].verdict == "undecided"
+
+
+def test_a_seed_that_never_gets_there_leaves_a_difference_in_epochs_undecided(mine: Path) -> None:
+    claim: dict[str, object] = {"lower": "dc-8", "higher": "asgd-8", "measure": "epochs_to"}
+    here = claims_of(mine, [claim], "laptop", level=51.5)  # asgd's seed 2 stays at 52
+    assert here.found[0].verdict == "undecided"
+
+
+@pytest.mark.parametrize(("least_n", "verdict"), [(3, "reproduced"), (4, "undecided")])
+def test_a_study_may_ask_for_more_seeds(mine: Path, least_n: int, verdict: str) -> None:
+    claim: dict[str, object] = {"lower": "dc-8", "higher": "asgd-8"}
+    assert claims_of(mine, [claim], "laptop", least_n=least_n).found[0].verdict == verdict
+
+
+def test_a_curve_beyond_what_was_run_is_not_judged(mine: Path) -> None:
+    (mine / "curves.csv").write_text(
+        "cell,workers,split,epoch,error\nsgd,8,train,2,0.3\nsgd,8,train,9,0.3\n"
+    )
+    claim: dict[str, object] = {"curve": "sgd", "within": 4}
+    with pytest.raises(BadInput, match="a curve is compared at epochs"):
+        claims_of(mine, [claim], "laptop")
+    here = claims_of(mine, [claim], "paper", epochs=[2, 9])  # the runs have 5 epochs
+    assert (here.found[0].verdict, here.found[0].told) == ("undecided", "")
+
+
 def test_a_run_is_read_up_to_the_epoch_its_study_stops_at(mine: Path) -> None:
     here = claims_of(mine, [], "laptop", stop_epoch=3)
     assert len(here.runs["asgd-8"][0].metrics) == 3  # the runs went on to epoch 5
     path = Path("results/mine/laptop/runs/asgd-8-seed1/summary.json")
     whole = json.loads(path.read_text())
-    for status, epochs, n in (
+    for status, pushes, n in (
         ("stopped", 3, 3),
         ("stopped", 2, 2),
         ("diverged", 4, 3),
-        ("interrupted", 3.5, 3),
+        ("interrupted", 4, 3),
         ("failed", 5, 2),
     ):
-        path.write_text(json.dumps(whole | {"status": status, "epochs": epochs}))
+        pushes *= 10_000  # of batch 1
+        told = {"status": status, "pushes": pushes}
+        told |= {"diverged_at_push": pushes} if status == "diverged" else {}
+        path.write_text(json.dumps(whole | told))
         again = Evidence(here.study, "laptop", Path("results"))
         assert (status, again.table.set_index("cell").loc["asgd-8", "n"]) == (status, n)
+    # Its row at the stop closes the prefix, and it diverged before: it counts as guessing.
+    told = {"status": "diverged", "pushes": 30_000, "diverged_at_push": 29_990}
+    path.write_text(json.dumps(whole | told))
+    row = Evidence(here.study, "laptop", Path("results")).table.set_index("cell").loc["asgd-8"]
+    assert (row["n"], row["diverged"]) == (2, 1)
     stopped = replace(here.study, stop_epoch=None)  # to a study of whole runs a prefix is no run
     path.write_text(json.dumps(whole | {"status": "stopped"}))
     assert len(Evidence(stopped, "laptop", Path("results")).values("asgd-8")) == 2
