@@ -82,6 +82,6 @@ def task_name(said: Mapping[str, Any]) -> str:
 
 def evaluated_on(said: Mapping[str, Any]) -> str:
     """The images that a run's "test" errors are of: "test" or "validation"."""
-    data = said["task"].get("data") or {}
+    data = (said.get("task") or {}).get("data") or {}
     given = (said.get("validation"), data.get("validation"))
     return "test" if given == (None, None) else "validation"
