@@ -47,10 +47,10 @@ def verify(path: Path) -> tuple[str, bool]:
     differs = next(k for k in range(len(theirs)) if not theirs.iloc[k].equals(ours.iloc[k]))
     was, now = theirs.iloc[differs], ours.iloc[differs]
     keys = [key for key in COMPARED if was[key] != now[key]]
-    apart = max(abs(float(was[k]) - float(now[k])) / (abs(float(was[k])) or 1.0) for k in keys)
+    difference = max(abs(float(was[k]) - float(now[k])) / (abs(float(was[k])) or 1.0) for k in keys)
     lines = [
         f"{where}: they differ from push {was['push']} on",
-        f"there by at most {apart:.1e} of the value, in {', '.join(keys)}",
+        f"there by at most {difference:.1e} of the value, in {', '.join(keys)}",
         elsewhere(path, here) or "versions, device and threads are the run's own",
     ]
     return "; ".join(lines), False
@@ -64,11 +64,11 @@ def elsewhere(path: Path, here: dict[str, Any]) -> str:
 
 def _kept(path: Path) -> tuple[Plan, pd.DataFrame]:
     """The run's plan, and its rows up to push 200 as text."""
-    said, rows = config_of(path), rows_of(path, text=True)
-    if "model" not in said:  # a key of conf/config.yaml that no Plan spells out
+    config, rows = config_of(path), rows_of(path, text=True)
+    if "model" not in config:  # a key of conf/config.yaml that no Plan spells out
         raise BadInput("run", path, "it was made without a config, so it cannot be composed again")
     provenance_of(path)  # refused here, not after the run
     early = rows[rows["push"].astype(int) <= VERIFIED]
     if early.empty:
         raise BadInput("run", path, f"its metrics.csv has no row up to push {VERIFIED}")
-    return plan_of(OmegaConf.create(said)), early
+    return plan_of(OmegaConf.create(config)), early

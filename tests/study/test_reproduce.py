@@ -315,7 +315,7 @@ def test_the_live_table_shows_every_cell(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["table1", "seeds=0"], "seeds=0: give a whole number >= 1"),
         (["table1", "jobs=x"], "jobs=x: give a whole number >= 1"),
@@ -330,27 +330,27 @@ def test_the_live_table_shows_every_cell(
     ],
 )
 def test_reproduce_refuses_in_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], told: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BadInput) as refused:
         cli.reproduce(arguments)
-    assert str(refused.value).startswith(told)
+    assert str(refused.value).startswith(message)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["table1", "--dryrun"], "option=--dryrun: no such option"),
         (["table1", "fig2"], "study=table1 fig2: name one; there are"),
         (["scale=smoke"], "study=: name one; there are"),
     ],
 )
-def test_reproduce_refuses_odd_options(arguments: list[str], told: str) -> None:
+def test_reproduce_refuses_odd_options(arguments: list[str], message: str) -> None:
     with pytest.raises(BadInput) as refused:
         cli.reproduce(arguments)
-    assert str(refused.value).startswith(told)
+    assert str(refused.value).startswith(message)
 
 
 def test_a_study_killed_and_run_again_ends_as_if_it_had_not_been(
@@ -375,9 +375,9 @@ def test_a_study_killed_and_run_again_ends_as_if_it_had_not_been(
         assert time.monotonic() < deadline
         time.sleep(0.02)
     first.send_signal(signal.SIGINT)
-    _, told = first.communicate(timeout=60)
+    _, message = first.communicate(timeout=60)
     assert first.returncode == 130
-    assert "interrupted; every run goes on from its checkpoint with: dcasgd-repro rep" in told
+    assert "interrupted; every run goes on from its checkpoint with: dcasgd-repro rep" in message
     assert job.status == "interrupted"
     whole = [subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
              for folder in (stopped, straight)]  # fmt: skip
@@ -403,18 +403,19 @@ def test_a_kept_run_is_verified_digit_for_digit(
     monkeypatch.setattr(sys, "argv", ["dcasgd-repro", *words.split()])
     with pytest.raises(SystemExit, match="0"):
         cli.main()
-    told, equal = verify(Path("run"))
+    message, equal = verify(Path("run"))
     assert equal
-    assert told == "run: 200 pushes, 7 rows of 9 numbers: all equal, digit for digit"
+    assert message == "run: 200 pushes, 7 rows of 9 numbers: all equal, digit for digit"
     rows = pd.read_csv("run/metrics.csv", dtype=str)
     rows.loc[4, "train_loss"] = str(float(rows.loc[4, "train_loss"]) * 1.01)
     rows.to_csv("run/metrics.csv", index=False)
-    told, equal = verify(Path("run"))
+    message, equal = verify(Path("run"))
     assert not equal
     assert (
-        "they differ from push 150 on; there by at most 9.9e-03 of the value, in train_lo" in told
+        "they differ from push 150 on; there by at most 9.9e-03 of the value, in train_lo"
+        in message
     )
-    assert told.endswith("versions, device and threads are the run's own")
+    assert message.endswith("versions, device and threads are the run's own")
     origin = json.loads(Path("run/provenance.json").read_text())
     origin["versions"]["torch"] = "1.0"
     Path("run/provenance.json").write_text(json.dumps(origin))
