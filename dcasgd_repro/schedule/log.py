@@ -99,7 +99,7 @@ class Schedule:
 
     @property
     def in_rounds(self) -> bool:
-        """Whether all M pull, then all M push, over and over: a barrier. True for one worker."""
+        """True if all M pull, then all M push, over and over: a barrier, or a single worker."""
         rounds = np.arange(len(self)) % (2 * self.workers) >= self.workers
         return bool(np.array_equal(self.kind == PUSH, rounds))
 
