@@ -140,7 +140,7 @@ class Experiment:
             if (found := saved.get(name)) != value:
                 raise BadInput("run_dir", self.path, f"was made with another {name}: {found}")
         checkpoint.unpack(self.server, saved["server"])
-        self.progress = write.Progress.unpacked(saved["progress"])
+        self.progress = write.Progress.unpacked(saved["progress"], device)
         self.probe.unpack(saved.get("probe", {}))
 
     def drive(self) -> None:

@@ -147,12 +147,13 @@ class Progress:
         return {**vars(self), "interval": interval}
 
     @classmethod
-    def unpacked(cls, content: Mapping[str, Any]) -> Progress:
+    def unpacked(cls, content: Mapping[str, Any], device: torch.device) -> Progress:
+        """The interval's scalars go back to the device, where the next Steps' will be."""
         interval = []
         for values in content["interval"]:
             step = Step(*values)
-            scalars = (step.loss, step.dc_ratio, step.gap_norm)
-            loss, dc_ratio, gap_norm = (torch.tensor(x, dtype=torch.float64) for x in scalars)
+            scalars = torch.tensor([step.loss, step.dc_ratio, step.gap_norm], dtype=torch.float64)
+            loss, dc_ratio, gap_norm = scalars.to(device).unbind()
             interval.append(step._replace(loss=loss, dc_ratio=dc_ratio, gap_norm=gap_norm))
         return cls(**{**content, "interval": interval})
 
