@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from dcasgd_repro.errors import check_choice
+from dcasgd_repro.errors import BadInput, check_choice
 from dcasgd_repro.fast.waves import Cell, Gradients, alike, replicas
 from dcasgd_repro.schedule import Message
 from dcasgd_repro.simulate import Server, Step, Task, simulate
@@ -34,7 +34,8 @@ class Graphs:
     No GPU has run this yet.
 
     ``precision``: "float32" (default), "tf32" or "bfloat16" (autocast of the forward pass).
-    Where there is no CUDA device it says so in one line and runs the plain loop. Raises BadInput.
+    It belongs to a run's identity. Where there is no CUDA device, float32 says so in one line and
+    runs the plain loop; the others are refused. Raises BadInput.
     """
 
     precision: str = "float32"
@@ -46,6 +47,7 @@ class Graphs:
         self, task: Task, server: Server, messages: Iterable[Message], lr: Callable[[int], float]
     ) -> Iterator[Step]:
         device = server.w.device.type
+        check_device(self.precision, device)
         if device != "cuda":
             print(
                 f"note      engine=graphs needs CUDA, this is {device}: plain loop", file=sys.stderr
@@ -53,6 +55,13 @@ class Graphs:
             return simulate(task, server, messages, lr)
         cells = [Cell(task, server, messages, lr)]
         return (step for _, step in replicas(cells, Captured(CUDA(self.precision))))
+
+
+def check_device(precision: str, device: str) -> None:
+    """Refuses a precision that the device does not have: the run would have other numbers."""
+    if precision != "float32" and device != "cuda":
+        remedy = f"only CUDA has it, this is {device}; leave it out"
+        raise BadInput("engine.precision", precision, remedy)
 
 
 class Machine(Protocol):

@@ -18,10 +18,11 @@ from tqdm import tqdm
 
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.fast.fused import fuse
+from dcasgd_repro.fast.graphs import check_device
 from dcasgd_repro.run import checkpoint, taylor, write
 from dcasgd_repro.run.device import set_device
 from dcasgd_repro.run.faults import Stop, machine_faults
-from dcasgd_repro.run.identity import differences, evaluated_on, flat, task_name
+from dcasgd_repro.run.identity import differences, evaluated_on, flat, precision, task_name
 from dcasgd_repro.run.plan import Plan
 from dcasgd_repro.run.probe import Probe, probe_of
 from dcasgd_repro.run.read import (
@@ -57,6 +58,7 @@ def run(
     run; Failure where the machine gives out.
     """
     device = set_device(plan.device, plan.threads, plan.deterministic)
+    check_device(precision(plan.said), device.type)
     path = plan.directory(time.strftime("%Y%m%d-%H%M%S"))
     with machine_faults(path):
         log = plan.log()

@@ -1,7 +1,8 @@
 """What a run does on CUDA, on fake tensors: no GPU is needed to see tensors of two devices meet.
 
-Under torch's FakeTensorMode a tensor on "cuda" has a shape, a dtype and a device but no numbers, and
-an operation over two devices raises. Gradients here are closed forms, for autograd asks for a driver.
+Under torch's FakeTensorMode a tensor on "cuda" has a shape, a dtype and a device but no numbers,
+and an operation over two devices raises. Gradients here have closed forms: autograd asks for a
+driver.
 """
 
 import contextlib
