@@ -15,24 +15,28 @@ from functools import partial
 import pytest
 import torch
 from rules_under_test import RULES
+from torch._dynamo.utils import counters
+from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from dcasgd_repro.data.images import Synthetic
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.fast import graphs
-from dcasgd_repro.fast.fused import fuse
+from dcasgd_repro.fast.fused import fuse, moved
 from dcasgd_repro.fast.threads import Threads
 from dcasgd_repro.fast.waves import Cell, Waves, batched, replicas, stacked
+from dcasgd_repro.lr import Step as Rate
 from dcasgd_repro.models import ResNet
-from dcasgd_repro.rules import ASGD, SSGD, DCASGDa, DCASGDc, Direction, Rule
+from dcasgd_repro.rules import ASGD, SSGD, Arrival, DCASGDa, DCASGDc, Direction, Rule
 from dcasgd_repro.run import device
 from dcasgd_repro.schedule import Constant, Exponential, Gamma, Generated, Message
-from dcasgd_repro.simulate import Server, Step, simulate
+from dcasgd_repro.simulate import Server, Step, apply, simulate
 from dcasgd_repro.tasks import Classification, Quadratic
 
 CPU = torch.device("cpu")
 WORKERS = 4
+RANDOM = torch.Generator().manual_seed(0)
 
 
 class AheadAndSkipping(DCASGDc):
@@ -503,19 +507,48 @@ def test_a_rule_with_a_vector_for_each_of_many_workers_stays_fused() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch 2.11's own, as it compiles
-def test_a_fused_update_compiled_for_this_processor() -> None:
-    log, task, rule = SCHEDULES["gamma"](), network(dtype=torch.float32), DCASGDa()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_is_compiled_has_the_bits_of_the_plain_update(dtype: torch.dtype) -> None:
+    """The learning rate as a scalar tensor rounds nothing otherwise, in vector lanes and tails."""
+    g, w, w_bak = (torch.randn(1003, dtype=dtype, generator=RANDOM) for _ in range(3))
+    for rule in (ASGD(), DCASGDa(momentum=0.9)):
+        for lr in (0.05, 1 / 3):
+            arrival, state = Arrival(g, w, w_bak, 0, 3, lr), rule.init(w, 1)
+            plain = apply(rule, arrival, state)[0]
+            assert torch.equal(
+                moved(rule, arrival, state, torch.tensor(-lr, dtype=dtype))[0], plain
+            )
+
+
+@pytest.mark.parametrize(("rule", "compilations"), [(DCASGDc(lam=2.0), 1), (DCASGDa(), 2)])
+def test_a_fused_update_compiled_for_this_processor(rule: Rule, compilations: int) -> None:
+    """Once, though every push has its own learning rate; the counter of DC-ASGD-a costs another."""
+    log, task = SCHEDULES["gamma"](), network(dtype=torch.float32)
+    warmup = Rate(base=0.05, warmup=12.0, start=0.25)
     torch._dynamo.reset()
-    server = Server(rule, task.initial(1), WORKERS)
-    fuse(server)
-    steps = [s for _, s in zip(range(12), simulate(task, server, log, lr), strict=False)]
-    agree((steps, server), played(simulate, task, rule, log, 12), 1e-5)
+    counters.clear()
+    ended = []
+    for fused in (True, False):
+        server = Server(rule, task.initial(1), WORKERS)
+        if fused:
+            fuse(server)
+        steps = [s for _, s in zip(range(12), simulate(task, server, log, warmup), strict=False)]
+        ended.append((steps, server))
+    assert len({step.lr for step in steps}) == 12
+    assert counters["stats"]["unique_graphs"] == compilations
+    agree(*ended, 1e-5)
 
 
-def test_a_fused_update_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(BadInput, match=r"^fused=True: torch.compile needs a C\+\+ compiler"):
-        fuse(Server(ASGD(), torch.ones(2), 1))
+@pytest.mark.parametrize(
+    ("kind", "variable", "language"), [("cpu", "CXX", r"C\+\+"), ("cuda", "CC", "C")]
+)
+def test_a_fused_update_without_a_compiler_is_refused(
+    kind: str, variable: str, language: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "no-such-compiler")
+    told = f"^fused=True: torch.compile needs a {language} compiler, no-such-compiler here"
+    with FakeTensorMode(), pytest.raises(BadInput, match=told):
+        fuse(Server(ASGD(), torch.ones(2, device=kind), 1))
 
 
 def test_freed_memory_is_kept_unless_the_user_says_otherwise(
