@@ -14,15 +14,17 @@ import torch
 from rules_under_test import RULES
 from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn import BatchNorm2d
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_map_only
 
+from dcasgd_repro import models
 from dcasgd_repro.data.images import Batch, Synthetic
 from dcasgd_repro.fast import graphs
 from dcasgd_repro.fast.threads import Threads
 from dcasgd_repro.fast.waves import Cell, Gradients, replicas
 from dcasgd_repro.lr import Step as StepRate
-from dcasgd_repro.models import ResNet
+from dcasgd_repro.models import Kernels, ResNet, ResNet50
 from dcasgd_repro.optim import DCASGD, RuleOptimizer
 from dcasgd_repro.rules import DCASGDa, Rule
 from dcasgd_repro.run import checkpoint, experiment, read, write
@@ -32,6 +34,7 @@ from dcasgd_repro.simulate import simulate
 from dcasgd_repro.tasks import Classification, Classifier, Quadratic
 
 CUDA = torch.device("cuda:0")
+MACHINE = graphs.CUDA
 WORKERS = 4
 
 
@@ -70,6 +73,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     monkeypatch.setattr(experiment, "set_device", lambda *_: CUDA)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"no {device}")
+    monkeypatch.setattr(write, "cuda_of", lambda device: {"driver": "none"})
     monkeypatch.setattr(checkpoint, "save", with_zeros(checkpoint.save))
     monkeypatch.setattr(write, "weights_sha256", with_zeros(write.weights_sha256))
     monkeypatch.setattr(graphs, "CUDA", Repeats)
@@ -153,7 +157,11 @@ def finish(told: Plan, stops: Sequence[int]) -> list[int]:
     summary = read.Run.read(Path(told.run_dir)).summary
     assert (summary["status"], summary["pushes"]) == ("finished", 16)
     here = read.provenance_of(Path(told.run_dir))
-    assert (here["device"], here["device_name"]) == ("cuda", "no cuda:0")
+    assert [here[key] for key in ("device", "device_name", "driver")] == [
+        "cuda",
+        "no cuda:0",
+        "none",
+    ]
     return [one["after_push"] for one in here["resumed"]]
 
 
@@ -179,6 +187,65 @@ def test_a_network_on_cuda_with_every_measurement(
     assert finish(told, (8,)) == [8]
     rows = (tmp_path / "run" / "probe.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows[1:]] == [str(3 * k) for k in range(1, 6)]
+
+
+class Kinds(TorchDispatchMode):
+    """Notes the batch norms that ran, and the memory of what the convolutions read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms, self.last = set(), []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name.endswith("batch_norm"):
+            self.norms.add(name)
+        if name == "convolution":
+            self.last.append(args[0].is_contiguous(memory_format=torch.channels_last))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("precision", "forced", "last", "norm"),
+    [
+        ("float32", None, False, "native_batch_norm"),
+        ("tf32", None, True, "native_batch_norm"),
+        ("bfloat16", None, True, "native_batch_norm"),
+        ("float32", Kernels(True, True), True, "cudnn_batch_norm"),
+        ("bfloat16", Kernels(False, True), False, "native_batch_norm"),  # torch has no other
+    ],
+)
+def test_a_gradients_kernels_follow_its_precision(
+    precision: str,
+    forced: Kernels | None,
+    last: bool,
+    norm: str,
+    cuda: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(models, "FORCED", forced)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # as set_device does
+    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
+    data = Synthetic(WORKERS, batch=4, seed=0, augment=True, train_images=64, test_images=8)
+    task = Network(ResNet(8, 2), data).on(CUDA)
+    w, batch = task.initial(0), task.batch(0, 0)
+    with MACHINE(precision).precise(), Kinds() as seen:
+        task.gradient(w, batch)
+    assert seen.last[0] is last  # FakeTensorMode is not sure of later layers in bfloat16
+    assert seen.norms == {norm}
+    if precision == "float32" and forced is None:  # as in a gradient
+        with Kinds() as seen:
+            task.evaluate(w, [])
+        assert set(seen.last) == {last}
+        assert seen.norms == {norm}
+    assert torch.backends.cudnn.enabled
+
+
+def test_every_batch_norm_is_one_that_can_choose() -> None:
+    norms = [part for part in ResNet50(10).build().modules() if isinstance(part, BatchNorm2d)]
+    assert len(norms) == 53
+    assert {type(part) for part in norms} == {models.BatchNorm}
 
 
 @pytest.mark.parametrize("rule", RULES, ids=repr)

@@ -20,7 +20,7 @@ from dcasgd_repro.fast.graphs import Graphs
 from dcasgd_repro.lr import Step as Rate
 from dcasgd_repro.models import ResNet
 from dcasgd_repro.rules import ASGD, SSGD
-from dcasgd_repro.run import experiment, identity, plan, read
+from dcasgd_repro.run import device, experiment, identity, plan, read
 from dcasgd_repro.run import write as record
 from dcasgd_repro.run.plan import plan_of
 from dcasgd_repro.schedule import Constant, Generated, Schedule
@@ -408,6 +408,43 @@ def test_a_precision_that_the_device_lacks_is_refused_before_anything_is_written
     with pytest.raises(BadInput, match=r"^engine.precision=tf32: only CUDA has it, this is cpu"):
         experiment.run(told, say=lambda line: None)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_package_that_is_not_installed_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    version = record.metadata.version
+
+    def elsewhere(name: str) -> str:
+        if name == "dcasgd-repro":
+            raise record.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(record.metadata, "version", elsewhere)
+    here = record.environment(torch.device("cpu"))
+    assert here["versions"]["dcasgd-repro"] is None
+    assert here["versions"]["torch"] == version("torch")
+    assert not {"driver", "cudnn", "capability"} & here.keys()
+
+
+@pytest.mark.parametrize(
+    ("told", "driver"),
+    [
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.129.03  Thu Oct 19", "535.129.03"),
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.82.07  Re", "580.82.07"),
+        ("another text 1.2", None),
+        (None, None),
+    ],
+)
+def test_a_run_on_cuda_says_with_what(
+    told: str | None, driver: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if told is not None:
+        (tmp_path / "version").write_text(told)
+    monkeypatch.setattr(device, "DRIVER", tmp_path / "version")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)
+    assert device.cuda_of(torch.device("cuda")) == {
+        "driver": driver, "cuda": torch.version.cuda, "cudnn": 91002, "capability": "9.0"
+    }  # fmt: skip
 
 
 def small_plan(**changes: object) -> plan.Plan:
