@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -69,8 +71,54 @@ class ResNet50:
     def build(self) -> nn.Module:
         from torchvision import models  # slow to import, and only ImageNet needs it
 
-        network: nn.Module = models.resnet50(weights=None, num_classes=self.classes)
+        network: nn.Module = models.resnet50(
+            weights=None, num_classes=self.classes, norm_layer=BatchNorm
+        )
         return network
+
+
+class Kernels(NamedTuple):
+    """What CUDA leaves open of a network's computation; the CPU has no choice."""
+
+    channels_last: bool  # images in memory as [N, H, W, C], as the data gives them; else copied
+    cudnn_norm: bool  # cuDNN's batch norm, which torch has not for bfloat16; else torch's own
+
+
+FORCED: Kernels | None = None  # set by a measurement of the others
+
+
+def kernels() -> Kernels:
+    """The choice, by the precision in force. It stands here alone; no GPU has compared them yet.
+
+    Convolutions in strict float32 want NCHW and would transpose around every layer; those of the
+    tensor cores, for TF32 and bfloat16, want NHWC. cuDNN's persistent batch norm is known to stall
+    beside other kernels, as in a graph with parallel streams.
+    """
+    if FORCED is not None:
+        return FORCED
+    tensor_cores = torch.is_autocast_enabled("cuda") or torch.backends.cudnn.allow_tf32
+    return Kernels(channels_last=tensor_cores, cudnn_norm=False)
+
+
+def laid_out(images: Tensor) -> Tensor:
+    """Images [N, C, H, W], channels last in memory, as the network takes them on their device."""
+    if images.device.type != "cuda" or kernels().channels_last:
+        return images
+    return images.contiguous()
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """``nn.BatchNorm2d``, on CUDA by the kernels that are chosen."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cuda" or kernels().cudnn_norm:
+            return super().forward(x)
+        before = torch.backends.cudnn.enabled
+        torch.backends.cudnn.enabled = False
+        try:
+            return super().forward(x)
+        finally:
+            torch.backends.cudnn.enabled = before
 
 
 class _Block(nn.Module):
@@ -132,4 +180,4 @@ def _conv(channels_in: int, channels_out: int, stride: int, norm: str) -> nn.Con
 
 
 def _norm(channels: int, norm: str) -> nn.Module:
-    return nn.BatchNorm2d(channels) if norm == "batch" else nn.Identity()
+    return BatchNorm(channels) if norm == "batch" else nn.Identity()

@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from dcasgd_repro.data.folders import Folders
 from dcasgd_repro.data.images import Batch, Images
 from dcasgd_repro.errors import BadInput, check_number, check_whole
+from dcasgd_repro.models import laid_out
 
 CHUNK = 1000  # images at a time through the network, in an evaluation
 
@@ -211,7 +212,7 @@ class Classifier:
         for (parameters, name, _), part in zip(self._places, self._parts(w), strict=True):
             parameters[name] = part
         try:
-            logits: Tensor = self.module(batch.images)
+            logits: Tensor = self.module(laid_out(batch.images))
             return logits
         finally:
             for parameters, name, own in self._places:
@@ -256,7 +257,7 @@ class Classifier:
         chunks = self.images.train_chunks(count, size)
         for vector, (images, _) in zip(vectors, chunks, strict=True):
             self._put(vector)
-            self.evaluated(images)
+            self.evaluated(laid_out(images))
         self.evaluated.eval()
 
     def _put(self, w: Tensor) -> None:
@@ -267,7 +268,7 @@ class Classifier:
     def _measure(self, chunks: Any) -> tuple[float, float]:
         wrong, loss, count = 0, 0.0, 0
         for images, labels in chunks:
-            logits = self.evaluated(images)
+            logits = self.evaluated(laid_out(images))
             wrong += int((logits.argmax(1) != labels).sum())
             loss += float(F.cross_entropy(logits, labels, reduction="sum"))
             count += len(labels)

@@ -18,10 +18,11 @@ from tqdm import tqdm
 
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.fast.fused import fuse
+from dcasgd_repro.fast.graphs import check_device
 from dcasgd_repro.run import checkpoint, taylor, write
 from dcasgd_repro.run.device import set_device
 from dcasgd_repro.run.faults import Stop, machine_faults
-from dcasgd_repro.run.identity import differences, evaluated_on, flat, task_name
+from dcasgd_repro.run.identity import differences, evaluated_on, flat, precision, task_name
 from dcasgd_repro.run.plan import Plan
 from dcasgd_repro.run.probe import Probe, probe_of
 from dcasgd_repro.run.read import (
@@ -57,6 +58,7 @@ def run(
     run; Failure where the machine gives out.
     """
     device = set_device(plan.device, plan.threads, plan.deterministic)
+    check_device(precision(plan.config), device.type)
     path = plan.directory(time.strftime("%Y%m%d-%H%M%S"))
     with machine_faults(path):
         log = plan.log()
@@ -140,7 +142,7 @@ class Experiment:
             if (found := saved.get(name)) != value:
                 raise BadInput("run_dir", self.path, f"was made with another {name}: {found}")
         checkpoint.unpack(self.server, saved["server"])
-        self.progress = write.Progress.unpacked(saved["progress"])
+        self.progress = write.Progress.unpacked(saved["progress"], device)
         self.probe.unpack(saved.get("probe", {}))
 
     def drive(self) -> None:

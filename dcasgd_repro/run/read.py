@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from dcasgd_repro.errors import BadInput
-from dcasgd_repro.run.identity import LEFT_OUT, MEANS, SEEDS, flat
+from dcasgd_repro.run.identity import SEEDS, numbers, precision
 
 FINISHED, DIVERGED, INTERRUPTED, FAILED = "finished", "diverged", "interrupted", "failed"
 STOPPED = "stopped"  # at stop_epoch, to go on later
@@ -161,9 +161,14 @@ class Run:
         return str(self.summary["task"]) + (f", scale={scale}" if scale else "")
 
     @cached_property
+    def precision(self) -> str:
+        """What its gradients were computed in."""
+        return precision(config_of(self.path))
+
+    @cached_property
     def config(self) -> dict[str, Any]:
         """The config, flat, less what may differ between runs of one configuration."""
-        content = flat(config_of(self.path), without=(*LEFT_OUT, *MEANS))
+        content = numbers(config_of(self.path))
         return {k: v for k, v in content.items() if not set(SEEDS) & set(k.split("."))}
 
     @cached_property

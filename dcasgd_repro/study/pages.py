@@ -14,6 +14,7 @@ import matplotlib
 import numpy as np
 
 from dcasgd_repro.errors import BadInput
+from dcasgd_repro.run.identity import FULL
 from dcasgd_repro.run.read import Run
 from dcasgd_repro.study import figures, probed, tune
 from dcasgd_repro.study.evidence import Evidence, Found
@@ -106,7 +107,7 @@ def page(evidence: Evidence, tables: Sequence[str]) -> str:
         "diverged, the number in brackets is the mean in which they have the error of guessing, as "
         "they have it in differences. dc_ratio is a median over runs. The paper's numbers are "
         "digitised from its figures, but for those of its tables; Table 1 is the best over epochs "
-        "of one run each.",
+        f"of one run each.{computed_in(evidence.all_runs)}",
         *tables[1:],
         *([about_claims(evidence)] if evidence.found else []),
         made_with(evidence.all_runs),
@@ -265,6 +266,12 @@ def about_claims(evidence: Evidence) -> str:
     return text
 
 
+def computed_in(runs: Sequence[Run]) -> str:
+    """A sentence on the precision of the gradients, where it is not the full one."""
+    lower = sorted({run.precision for run in runs} - {FULL})
+    return f" Gradients were computed in {', '.join(lower)}." if lower else ""
+
+
 def made_with(runs: Sequence[Run]) -> str:
     """Commits, versions, devices and hours of the runs, in a line."""
     first = [run.provenance for run in runs]
@@ -280,7 +287,7 @@ def made_with(runs: Sequence[Run]) -> str:
         + (f" ({dirty} with uncommitted changes)" if dirty else "")
         + f"; torch {all_of(lambda o: o['versions']['torch'])}"
         f"; {all_of(lambda o: o['device_name'])}, threads: {all_of(lambda o: o['threads'])}"
-        f"; {hours:.1f} h of training in all."
+        f"; {hours:.1f} h of training in all.{computed_in(runs)}"
     )
 
 

@@ -27,7 +27,7 @@ from hydra.utils import get_class
 from omegaconf import DictConfig
 
 from dcasgd_repro.errors import BadInput
-from dcasgd_repro.run.identity import MEANS, evaluated_on, identity
+from dcasgd_repro.run.identity import FULL, MEANS, evaluated_on, identity
 from dcasgd_repro.run.plan import length_of, plain_config
 from dcasgd_repro.run.read import (
     ENDED,
@@ -125,12 +125,13 @@ class Display(Protocol):
 def jobs_of(study: Study, scale: str, seeds: int, extra: Sequence[str] = ()) -> list[Job]:
     """All runs of a study, seed after seed: the first of every cell, ..., then ``extra_seeds``.
 
-    ``extra`` may only say with what means to compute (engine, threads, device, ...): anything else
-    would be another study's numbers. Raises BadInput.
+    ``extra`` may only say with what means to compute (engine, threads, device, ...): anything else,
+    a lower precision too, would be another study's numbers. Raises BadInput.
     """
     for word in extra:
         key, _, value = word.partition("=")
-        if key.split(".")[0] not in (*MEANS, "data", "checkpoint"):
+        numbers = key == "engine.precision" and value != FULL
+        if numbers or key.split(".")[0] not in (*MEANS, "data", "checkpoint"):
             remedy = (
                 "would make it another study: copy its folder under another name, change the grid"
             )

@@ -16,6 +16,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from dcasgd_repro.errors import BadInput
+from dcasgd_repro.run.identity import FULL
 from dcasgd_repro.run.read import KEPT, Run
 from dcasgd_repro.schedule import Schedule, delay_table
 from dcasgd_repro.study.measures import chance
@@ -53,7 +54,8 @@ def label(run: Run) -> str:
     if run.kind != "ssgd" and rounds and workers > 1:
         name += " in rounds"
     data = ", synthetic data" if run.summary["task"] == "synthetic" else ""
-    return f"{name}, M = {workers}{data}"
+    lower = "" if run.precision == FULL else f", {run.precision}"
+    return f"{name}, M = {workers}{data}{lower}"
 
 
 def evaluated_on(runs: Sequence[Run]) -> str:
