@@ -8,6 +8,7 @@ Only this module knows that w [P] has parts with shapes. A task has
     gradient(w, batch)          (mean loss, its gradient [P]); pure in w
     same_loss                   equal for tasks whose loss is one function of w and the batch
     copy.copy(task)             a task that another thread may use at the same time
+    double() -> task            the task in float64, on the same mini-batches
     evaluate(w, sent) -> dict   measurements of w, a function of w and of the vectors that the
                                 workers hold, in their order (``Server.sent``)
 """
@@ -70,6 +71,9 @@ class QuadraticTask:
     @property
     def same_loss(self) -> tuple[Any, ...]:
         return tuple(self.conf.curvature), self.h.device, self.h.dtype
+
+    def double(self) -> QuadraticTask:
+        return QuadraticTask(self.conf, self.h.device, torch.float64)
 
     def initial(self, seed: int) -> Tensor:
         return torch.full_like(self.h, self.conf.start)
@@ -172,6 +176,10 @@ class Classifier:
         twin._take(copy.deepcopy(self.module))
         return twin
 
+    def double(self) -> Classifier:
+        """The task in float64, on the very images that this one sees, rounded as they are."""
+        return Classifier(self.conf, self.images, self.device, torch.float64)
+
     @property
     def same_loss(self) -> tuple[Any, ...]:
         """What the loss depends on beside w and the batch: tasks with equal ones share waves."""
@@ -182,7 +190,8 @@ class Classifier:
         return torch.cat([p.detach().reshape(-1) for p in self._network(seed).parameters()])
 
     def batch(self, worker: int, k: int) -> Batch:
-        return self.images.batch(worker, k)
+        images, labels = self.images.batch(worker, k)
+        return Batch(images.to(self.dtype), labels)
 
     def loss(self, w: Tensor, batch: Batch) -> Tensor:
         """Mean loss over the batch at w [P], weight decay included."""

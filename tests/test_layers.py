@@ -25,7 +25,7 @@ INSIDE = {
         {"__init__", "identity", "faults", "device", "checkpoint", "taylor"},
         {"read"},
         {"plan", "write"},
-        {"probe"},
+        {"probe", "fingerprint"},
         {"experiment"},
         {"verify"},
     ],

@@ -21,6 +21,7 @@ from dcasgd_repro.fast.fused import fuse
 from dcasgd_repro.run import checkpoint, taylor, write
 from dcasgd_repro.run.device import set_device
 from dcasgd_repro.run.faults import Stop, machine_faults
+from dcasgd_repro.run.fingerprint import fingerprint
 from dcasgd_repro.run.identity import differences, evaluated_on, flat, task_name
 from dcasgd_repro.run.plan import Plan
 from dcasgd_repro.run.probe import Probe, probe_of
@@ -28,11 +29,13 @@ from dcasgd_repro.run.read import (
     DIVERGED,
     ENDED,
     FAILED,
+    FINGERPRINT,
     FINISHED,
     INTERRUPTED,
     STOPPED,
     status_of,
     summary_of,
+    threads_per_gradient,
 )
 from dcasgd_repro.schedule import PUSH, Schedule
 from dcasgd_repro.simulate import Server, Step, norm, simulate
@@ -84,7 +87,10 @@ def run(
                 say(f"stopping  after {told}, to go on later")
             here = {"argv": list(argv), "engine": plan.said["engine"]["_target_"]}
             here |= write.environment(device)
-            write.note_origin(plan.said, path, log, here, experiment.identity, server.pushes)
+            here["threads_per_gradient"] = threads_per_gradient(here)
+            made = plan.said, path, log, here, experiment.identity, server.pushes
+            if moved := write.note_origin(*made):
+                say(f"note      goes on elsewhere, where float32 sums may differ: {moved}")
             experiment.drive()
     return path
 
@@ -146,6 +152,8 @@ class Experiment:
     def drive(self) -> None:
         """Runs to the end, a divergence or a signal; leaves a checkpoint and a summary."""
         (self.path / "summary.json").unlink(missing_ok=True)
+        if not self.server.pushes:  # what is there is of a run that was lost
+            (self.path / FINGERPRINT).unlink(missing_ok=True)
         probe, on = self.probe, evaluated_on(self.plan.said)
         probed = (probe.rows, taylor.COLUMNS) if probe.every or probe.rows else None
         logs = write.Logs(self.path, hparams(self.plan), self.progress, on, probed)
@@ -153,6 +161,9 @@ class Experiment:
         try:
             outcome = self._loop(logs)
             self._keep(logs)
+            if outcome["status"] in (*ENDED, STOPPED) and not (self.path / FINGERPRINT).exists():
+                made = fingerprint(self.plan, self.log, self.task)
+                write.write_fingerprint(self.path, made)
         finally:
             logs.close(outcome["status"] == FINISHED)
             write.write_json(self.path / "summary.json", self._summary(outcome))
