@@ -42,9 +42,6 @@ def fingerprint(plan: Plan, log: Schedule, task: Any) -> dict[str, Any]:
         return {"missing": "its task has no double(), which gives the task in float64"}
     pushes = min(plan.length.pushes, max(PUSHES, plan.workers + BEYOND))
     first = log[: int(np.flatnonzero(log.kind == PUSH)[pushes - 1]) + 1]
-    order = hashlib.sha256()
-    for column, dtype in ((first.kind, "u1"), (first.worker, "<i4")):
-        order.update(np.ascontiguousarray(column, dtype).data)
     try:
         with _drawn_in_float64():
             seen = _Seen(task.double())
@@ -55,8 +52,16 @@ def fingerprint(plan: Plan, log: Schedule, task: Any) -> dict[str, Any]:
             rows = [_row(step) for step in steps]
     except (RuntimeError, MemoryError) as error:  # float64 takes twice the memory
         return {"missing": (str(error).splitlines() or ["out of memory"])[0]}
-    hashes = (order.hexdigest(), seen.digest.hexdigest())
+    hashes = (order_sha256(first), seen.digest.hexdigest())
     return {**dict(zip(HASHES, hashes, strict=True)), "columns": COLUMNS, "steps": rows}
+
+
+def order_sha256(log: Schedule) -> str:
+    """Hash of the messages' kinds and workers; their clocks are compared as numbers."""
+    digest = hashlib.sha256()
+    for column, dtype in ((log.kind, "u1"), (log.worker, "<i4")):
+        digest.update(np.ascontiguousarray(column, dtype).data)
+    return digest.hexdigest()
 
 
 def disagreement(kept: Mapping[str, Any], here: Mapping[str, Any]) -> str:

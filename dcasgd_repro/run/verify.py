@@ -44,7 +44,9 @@ def verify(path: Path) -> tuple[str, bool]:
     """
     plan, kept = _plan(path), fingerprint_of(path)
     rows = _again(path, plan, _early(path))
-    other = elsewhere(provenance_of(path), rows.origin)
+    # A run older than this entry of its provenance was made again where its fingerprint was.
+    made = {"cpu_capability": (kept or {}).get("cpu_capability"), **provenance_of(path)}
+    other = elsewhere(made, rows.origin)
     if kept is None:
         if other and rows.told:
             remedy = f"it has no {FINGERPRINT}, and its float32 rows belong to where they "
