@@ -111,14 +111,14 @@ def _placed(origin: Mapping[str, Any], key: str) -> Any:
     if key == "torch":
         return origin["versions"]["torch"]
     if key == "threads_per_gradient":
-        return origin.get(key) or threads_per_gradient(origin)
+        return threads_per_gradient(origin)
     return origin.get(key)
 
 
-def threads_per_gradient(origin: Mapping[str, Any]) -> int:
+def threads_per_gradient(origin: Mapping[str, Any]) -> int | None:
     """CPU threads that compute one gradient: engine=threads gives each gradient one."""
-    side_by_side = str(origin.get("engine")).endswith(".Threads") and origin["device"] == "cpu"
-    return 1 if side_by_side else int(origin["threads"])
+    side_by_side = str(origin.get("engine")).endswith(".Threads")
+    return 1 if side_by_side and origin.get("device") == "cpu" else origin.get("threads")
 
 
 def fingerprint_of(path: Path) -> dict[str, Any] | None:

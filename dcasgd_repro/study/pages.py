@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import matplotlib
 import numpy as np
 
 from dcasgd_repro.errors import BadInput
-from dcasgd_repro.run.read import Run
+from dcasgd_repro.run.read import Run, elsewhere, origins
 from dcasgd_repro.study import figures, probed, tune
 from dcasgd_repro.study.evidence import Evidence, Found
 from dcasgd_repro.study.grid import FOLDER, Study, names, study
@@ -261,13 +262,14 @@ def about_claims(here: Evidence) -> str:
 
 def made_with(runs: Sequence[Run]) -> str:
     """Commits, versions, devices and hours of the runs, in a line."""
-    first = [run.provenance for run in runs]
-    origins = [part for o in first for part in (o, *o.get("resumed", [])) if "git_commit" in part]
+    places = [origins(run.provenance) for run in runs]
+    everywhere = list(chain.from_iterable(places))
+    spans = sum(any(elsewhere(a, b) for a, b in pairwise(each)) for each in places)
 
     def all_of(read: Callable[[Mapping[str, Any]], Any]) -> str:
-        return ", ".join(sorted({str(read(origin)) for origin in origins}))
+        return ", ".join(sorted({str(read(origin)) for origin in everywhere}))
 
-    dirty = sum(bool(origin["git_dirty"]) for origin in origins)
+    dirty = sum(bool(origin["git_dirty"]) for origin in everywhere)
     hours = sum(run.summary["wall_s"] or 0 for run in runs) / 3600
     return (
         f"{len(runs)} runs; commit {all_of(lambda o: (o['git_commit'] or 'unknown')[:7])}"
@@ -275,6 +277,7 @@ def made_with(runs: Sequence[Run]) -> str:
         + f"; torch {all_of(lambda o: o['versions']['torch'])}"
         f"; {all_of(lambda o: o['device_name'])}, threads: {all_of(lambda o: o['threads'])}"
         f"; {hours:.1f} h of training in all."
+        + (f" Of these runs, {spans} went on elsewhere: bits may differ." if spans else "")
     )
 
 
