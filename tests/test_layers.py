@@ -22,7 +22,7 @@ WINGS = [
 ]
 INSIDE = {
     "run": [
-        {"__init__", "identity", "faults", "device", "checkpoint", "taylor"},
+        {"__init__", "identity", "sources", "faults", "device", "checkpoint", "taylor"},
         {"read"},
         {"plan", "write"},
         {"probe", "fingerprint"},

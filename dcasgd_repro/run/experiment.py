@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.fast.fused import fuse
+from dcasgd_repro.rules import Arrival, Direction
 from dcasgd_repro.run import checkpoint, taylor, write
 from dcasgd_repro.run.device import set_device
 from dcasgd_repro.run.faults import Stop, machine_faults
@@ -69,7 +70,10 @@ def run(
             task = plan.task.on(device)
         except BadInput as error:
             raise plan.named("task.data", error) from None
-        server = Server(plan.rule, task.initial(plan.initial_seed), plan.workers, plan.backup)
+        check_sizes(plan, task)
+        w = task.initial(plan.initial_seed)
+        check_rule(plan.rule, w)
+        server = Server(plan.rule, w, plan.workers, plan.backup)
         if plan.fused:
             fuse(server)
         experiment = Experiment(plan, path, log, task, server, probe_of(plan, task, server), until)
@@ -93,6 +97,33 @@ def run(
                 say(f"note      goes on elsewhere, where float32 sums may differ: {moved}")
             experiment.drive()
     return path
+
+
+def check_rule(rule: Any, w: torch.Tensor) -> None:
+    """Refuses a rule that would break off later: it meets one arrival, with a worker of its own.
+
+    Raises BadInput where it gives no Direction, or where no checkpoint can hold its state.
+    """
+    first = rule.init(w, 1)
+    checkpoint.check_held(first, checkpoint.kinds(first))
+    made = rule.direction(Arrival(w, w, w, 0, 0, 0.1), first)
+    if not isinstance(made, Direction):
+        remedy = "its direction() must return Direction(step, state, correction)"
+        raise BadInput("rule", type(rule).__name__, f"{remedy}, not a {type(made).__name__}")
+    checkpoint.check_held(made.state, checkpoint.kinds(first))
+
+
+def check_sizes(plan: Plan, task: Any) -> None:
+    """Refuses data of another size than the run's length says, which a data set tells when loaded.
+
+    Raises BadInput.
+    """
+    images = getattr(task, "images", None)
+    told = (("images", "size", "images"), ("batch", "batch_size", "images a batch"))
+    for key, name, what in told:
+        ours, theirs = getattr(plan.length, key), getattr(images, name, None)
+        if theirs is not None and theirs != ours:
+            raise BadInput(key, ours, f"the data has {theirs:,} {what}; give {key}={theirs}")
 
 
 def ended(plan: Plan, path: Path, log: Schedule, say: Callable[[str], None]) -> bool:
@@ -129,6 +160,9 @@ class Experiment:
     probe: Probe
     until: int | None = None  # the push to be interrupted after; None: none
     progress: write.Progress = field(default_factory=write.Progress)
+
+    def __post_init__(self) -> None:
+        self.kinds = checkpoint.kinds(self.server.state)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -261,6 +295,7 @@ class Experiment:
         """Writes a checkpoint; the rows it counts on are on the disk before it."""
         began = time.perf_counter()
         logs.sync()
+        checkpoint.check_held(self.server.state, self.kinds)
         content = {
             "config": flat(self.plan.said),
             "server": checkpoint.pack(self.server),

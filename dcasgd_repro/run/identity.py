@@ -17,7 +17,7 @@ APART: tuple[str, ...] = ("run_dir", "exp", "scale", "resume", "checkpoint", "st
 APART += ("data.root", "task.data.root", "task.data.processes")
 # With what a run is computed: studies count it as the same run, and its provenance says with what.
 # A stopped run keeps them.
-MEANS = ("engine", "threads", "device", "deterministic", "fused", "log_every")
+MEANS = ("engine", "sources.engine", "threads", "device", "deterministic", "fused", "log_every")
 # In what runs of one configuration differ; parts have the seed under the same name.
 SEEDS = ("seed", "seeds")
 # Keys that are younger than some runs: null, they leave the hash of such a run what it was.

@@ -334,6 +334,8 @@ def note_origin(
     """
     moved = ""
     content = {**here, **identity, "seeds": said.get("seeds")}
+    if "sources" in said:
+        content["sources"] = said["sources"]
     if pushes:
         try:
             first = provenance_of(path)
