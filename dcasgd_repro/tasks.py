@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from dcasgd_repro.data.folders import Folders
 from dcasgd_repro.data.images import Batch, Images, stream
@@ -181,6 +181,9 @@ class Classifier:
         self.evaluated = self._network(seed=0)
         for norm in _norms(self.evaluated):
             norm.momentum = None  # a plain average over the fixed pass
+        for part in self.evaluated.modules():
+            if isinstance(part, _NormBase) and not isinstance(part, _BatchNorm):
+                part.track_running_stats = False  # InstanceNorm: each image has its own statistics
         self.shapes = [p.shape for p in self.evaluated.parameters()]
         self.sizes = [p.numel() for p in self.evaluated.parameters()]
 
@@ -349,6 +352,6 @@ class Classifier:
         return module.to(device=self.device, dtype=self.dtype)
 
 
-def _norms(module: nn.Module) -> list[_NormBase]:
-    """Layers with running statistics: BatchNorm and InstanceNorm, of any dimension."""
-    return [part for part in module.modules() if isinstance(part, _NormBase)]
+def _norms(module: nn.Module) -> list[_BatchNorm]:
+    """BatchNorm of any dimension."""
+    return [part for part in module.modules() if isinstance(part, _BatchNorm)]

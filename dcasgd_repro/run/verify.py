@@ -53,7 +53,7 @@ def verify(path: Path) -> tuple[str, bool]:
             raise BadInput("run", path, f"{remedy}were made ({other}); {rows.told}")
         return f"{path}: no fingerprint; {rows.words(other)}", not rows.told
     here = _fingerprint(plan)
-    if lacks := kept.get("missing") or here.get("missing"):
+    if lacks := kept.get("missing"):
         return f"{path}: no fingerprint ({lacks}); {rows.words(other)}", not rows.told
     if told := fingerprint.disagreement(kept, here):
         return f"{path}: this is another run. In float64 {told}; {rows.words(other)}", False

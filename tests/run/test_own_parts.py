@@ -153,6 +153,9 @@ class Flat:
     def build(self) -> nn.Module:
         middle = {"norm": nn.BatchNorm1d(8), "dropout": nn.Dropout(0.5), "both": nn.Sequential(
             nn.Dropout(0.5), nn.BatchNorm1d(8))}[self.inside]  # fmt: skip
+        if self.inside == "instance":
+            first = nn.InstanceNorm2d(3, affine=True, track_running_stats=True)
+            return nn.Sequential(first, nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
         return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 8), middle, nn.Linear(8, 10))
 
 
@@ -163,7 +166,7 @@ def task_of(inside: str, dtype: torch.dtype = torch.float32) -> Classifier:
     return Classification(Flat(inside), DATA).on(CPU, dtype)
 
 
-@pytest.mark.parametrize("inside", ["norm", "dropout", "both"])
+@pytest.mark.parametrize("inside", ["norm", "instance", "dropout", "both"])
 def test_an_evaluation_is_a_function_of_w(inside: str) -> None:
     task = task_of(inside)
     w, other = task.initial(0), task.initial(1)
@@ -204,6 +207,21 @@ def test_every_engine_draws_the_same_numbers(engine: Any) -> None:
 
 
 DELAYED = Generated(workers=2, seed=0, compute=Constant(1.0))
+
+
+def test_a_network_that_knows_no_float64_has_no_fingerprint_and_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Single(nn.Flatten):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).float()
+
+    monkeypatch.setattr(nn, "Flatten", Single)
+    length = plan.Length(images=64, batch=4, epochs=0.25)
+    assert made(tmp_path, task=Classification(Flat("norm"), DATA), length=length)["pushes"] == 4
+    kept = read.fingerprint_of(tmp_path)
+    assert kept is not None
+    assert "dtype" in kept["missing"]
 
 
 def test_two_runs_of_a_model_with_dropout_have_one_hash(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from dcasgd_repro.run.plan import build, plan_of
 from dcasgd_repro.run.verify import mark, verify
 from dcasgd_repro.run.write import environment
 from dcasgd_repro.schedule import PUSH, Gamma, Generated, Schedule
+from dcasgd_repro.study import grid, pages
 from dcasgd_repro.tasks import QuadraticTask
 
 KEPT = Path(__file__).parents[1] / "golden" / "kept"
@@ -222,3 +223,25 @@ def test_a_damaged_run_is_refused(
     (path / name).unlink() if content is None else (path / name).write_text(content)
     with pytest.raises(BadInput, match=rf"^run={path}: .*{told}"):
         verify(path)
+
+
+def test_without_a_checkout_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As from a wheel: no experiments/, and a results/ that is somebody else's."""
+    monkeypatch.chdir(tmp_path)
+    for module in (grid, pages):
+        monkeypatch.setattr(module, "FOLDER", Path("experiments"))
+    shutil.copytree(KEPT / "quadratic", tmp_path / "run")
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "README.md").write_text("# My results\n")
+
+    def there() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    before = there()
+    assert verify(Path("run"))[1]
+    with pytest.raises(BadInput, match=rf"^experiments={tmp_path}/experiments: has no studies"):
+        pages.all_of([], Path("results"))
+    assert pages.overview(Path("results")).endswith("is not this program's, and is left as it is")
+    assert there() == before
