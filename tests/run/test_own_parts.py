@@ -151,11 +151,11 @@ class Flat:
     inside: str
 
     def build(self) -> nn.Module:
-        middle = {"norm": nn.BatchNorm1d(8), "dropout": nn.Dropout(0.5), "both": nn.Sequential(
-            nn.Dropout(0.5), nn.BatchNorm1d(8))}[self.inside]  # fmt: skip
         if self.inside == "instance":
             first = nn.InstanceNorm2d(3, affine=True, track_running_stats=True)
             return nn.Sequential(first, nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
+        middle = {"norm": nn.BatchNorm1d(8), "dropout": nn.Dropout(0.5), "both": nn.Sequential(
+            nn.Dropout(0.5), nn.BatchNorm1d(8))}[self.inside]  # fmt: skip
         return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 8), middle, nn.Linear(8, 10))
 
 
