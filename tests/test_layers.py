@@ -22,10 +22,10 @@ WINGS = [
 ]
 INSIDE = {
     "run": [
-        {"__init__", "identity", "faults", "device", "checkpoint", "taylor"},
+        {"__init__", "identity", "sources", "faults", "device", "checkpoint", "taylor"},
         {"read"},
         {"plan", "write"},
-        {"probe"},
+        {"probe", "fingerprint"},
         {"experiment"},
         {"verify"},
     ],

@@ -41,7 +41,7 @@ from dcasgd_repro.run import write as record
 from dcasgd_repro.run.device import keep_freed_memory, return_freed_memory
 from dcasgd_repro.schedule import Exponential, Gamma, Generated, Law, Lognormal, Schedule
 from dcasgd_repro.simulate import Server, Step, apply, simulate
-from dcasgd_repro.tasks import Classification, Classifier
+from dcasgd_repro.tasks import Classification, Classifier, Drawn
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def batches(task: Classifier, network: Network) -> Iterator[Row]:
     yield row(f"draw, crop, flip, normalise, {network.name}", "ms", 1000 * taken, bound=limit)
 
 
-def in_turn(task: Classifier) -> Iterator[Batch]:
+def in_turn(task: Classifier) -> Iterator[Batch | Drawn]:
     """The workers' batches, one worker after another, as equal workers ask for them.
 
     Each loop has a task of its own: a task keeps the orders of a few epochs, and two loops at

@@ -117,8 +117,10 @@ examples
   dcasgd-repro tune lr_cifar10 scale=laptop seeds=3
 """
 
-VERIFY_HELP = """Makes the first pushes of a committed run again and compares the rows of its
-metrics.csv, up to push 200."""
+VERIFY_HELP = """Makes the first pushes of a committed run again: in float64, which must agree with
+its fingerprint.json within 1e-9 on any machine, and in float32, which must equal the rows of its
+metrics.csv up to push 200, digit for digit, where processor, torch and threads are the run's own.
+Elsewhere it says what differs, and by how much. Exit code 1 where it is another run."""
 DATA_HELP = "CIFAR-10: fetch it, verify it bit for bit, or say where it is looked for."
 BENCH_HELP = """Paired timings on this device: what simulating workers costs over plain PyTorch, how
 much memory backups take, how fast schedules, updates and engines are. About 25 minutes for

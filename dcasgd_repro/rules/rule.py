@@ -40,8 +40,13 @@ class Direction(NamedTuple):
 class Rule(ABC):
     """An update rule. ``state`` is whatever ``init`` returned; only the rule looks inside it."""
 
-    name: ClassVar[str]  # as tables and the command line call it
+    name: ClassVar[str]  # as tables and the command line call it; the class's name unless given
     for_rounds: ClassVar[bool] = False  # made for a barrier schedule; another thing without one
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if not isinstance(vars(cls).get("name"), str):
+            cls.name = cls.__name__
 
     @abstractmethod
     def init(self, w: Tensor, workers: int) -> Any:

@@ -17,7 +17,7 @@ LEFT_OUT: tuple[str, ...] = ("run_dir", "exp", "scale", "resume", "checkpoint", 
 LEFT_OUT += ("probe", "data.root", "task.data.root", "task.data.processes")
 # With what a run is computed: studies count it as the same run, and its provenance says with what.
 # A stopped run keeps them. The engine's precision is no means, unless it is the full one.
-MEANS = ("engine", "threads", "device", "deterministic", "fused", "log_every")
+MEANS = ("engine", "sources.engine", "threads", "device", "deterministic", "fused", "log_every")
 FULL = "float32"
 # In what runs of one configuration differ; parts have the seed under the same name.
 SEEDS = ("seed", "seeds")

@@ -24,6 +24,7 @@ FINISHED, DIVERGED, INTERRUPTED, FAILED = "finished", "diverged", "interrupted",
 STOPPED = "stopped"  # at stop_epoch, to go on later
 ENDED = (FINISHED, DIVERGED)  # has no push more to make
 KEPT = ("config.yaml", "provenance.json", "metrics.csv", "summary.json")
+FINGERPRINT = "fingerprint.json"  # kept too, where a run has one
 VERIFIED = 200  # pushes whose rows are kept whole, so that a committed run can be verified
 
 
@@ -86,6 +87,50 @@ def provenance_of(path: Path) -> dict[str, Any]:
         content["versions"]["torch"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput("run", path, f"no readable provenance.json there ({error})") from None
+    return dict(content)
+
+
+# What the bits of a float32 run depend on beside its configuration, as a provenance names it.
+PLACE = ("torch", "device", "device_name", "cpu_capability", "threads_per_gradient")
+
+
+def elsewhere(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """In what two origins differ, as far as bits may depend on it; "" where in nothing known."""
+    pairs = [(key, _placed(was, key), _placed(now, key)) for key in PLACE]
+    return ", ".join(
+        f"{key} was {a}, is {b}" for key, a, b in pairs if a != b and None not in (a, b)
+    )
+
+
+def origins(provenance: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Where a run was begun, and every place where it went on, as far as is known."""
+    return [o for o in (provenance, *provenance.get("resumed", [])) if "versions" in o]
+
+
+def _placed(origin: Mapping[str, Any], key: str) -> Any:
+    if key == "torch":
+        return origin["versions"]["torch"]
+    if key == "threads_per_gradient":
+        return threads_per_gradient(origin)
+    return origin.get(key)
+
+
+def threads_per_gradient(origin: Mapping[str, Any]) -> int | None:
+    """CPU threads that compute one gradient: engine=threads gives each gradient one."""
+    side_by_side = str(origin.get("engine")).endswith(".Threads")
+    return 1 if side_by_side and origin.get("device") == "cpu" else origin.get("threads")
+
+
+def fingerprint_of(path: Path) -> dict[str, Any] | None:
+    """The run's fingerprint.json; None where it has none. Raises BadInput."""
+    try:
+        content = json.loads((path / FINGERPRINT).read_text())
+        if "missing" not in content:
+            _ = content["schedule_sha256"], content["batches_sha256"], len(content["steps"][0])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise BadInput("run", path, f"no readable {FINGERPRINT} there ({error})") from None
     return dict(content)
 
 

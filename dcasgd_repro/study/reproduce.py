@@ -32,6 +32,7 @@ from dcasgd_repro.run.plan import length_of, plain_config
 from dcasgd_repro.run.read import (
     ENDED,
     FAILED,
+    FINGERPRINT,
     STOPPED,
     VERIFIED,
     begun,
@@ -282,6 +283,8 @@ def keep(jobs: Sequence[Job], folder: Path, failed: Sequence[Job] = ()) -> None:
         target.mkdir(parents=True)
         for name in ("config.yaml", "provenance.json"):
             shutil.copyfile(job.path / name, target / name)
+        if (job.path / FINGERPRINT).exists():
+            shutil.copyfile(job.path / FINGERPRINT, target / FINGERPRINT)
         summary = job.summary if job.ended or job.status == FAILED else _killed(job)
         (target / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
         if (rows := _thinned(job.path / "metrics.csv")) is not None:

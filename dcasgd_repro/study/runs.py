@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.run.identity import FULL
-from dcasgd_repro.run.read import KEPT, Run
+from dcasgd_repro.run.read import FINGERPRINT, KEPT, Run
 from dcasgd_repro.schedule import Schedule, delay_table
 from dcasgd_repro.study.measures import chance
 
@@ -296,6 +296,7 @@ def schedule(log: Schedule, out: Path) -> str:
 def keep(run: Path, target: Path) -> None:
     """Copies a run's text files, without its schedule and TensorBoard events."""
     target.mkdir(parents=True, exist_ok=True)
-    for name in (*KEPT, *(["probe.csv"] if (run / "probe.csv").exists() else [])):
+    others = [name for name in ("probe.csv", FINGERPRINT) if (run / name).exists()]
+    for name in (*KEPT, *others):
         if (run / name).resolve() != (target / name).resolve():
             shutil.copyfile(run / name, target / name)

@@ -459,15 +459,10 @@ def small_plan(**changes: object) -> plan.Plan:
     return plan.Plan(**(parts | changes))  # type: ignore[arg-type]
 
 
-class Nameless(ASGD):
-    name = None  # type: ignore[assignment]
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"rate": lambda epoch: 0.1}, "rate=<function"),  # its parameters cannot be seen
-        ({"rule": Nameless()}, "rule=Nameless: its class has no name"),
         ({"workers": 3}, "schedule.workers=2: the plan has 3; make both the same"),
         ({"stop_epoch": 2}, "stop_epoch=2: the run has 1 epochs"),
         ({"probe_every": 0}, "probe.every=0: give a whole number"),
