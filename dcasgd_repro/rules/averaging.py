@@ -38,6 +38,9 @@ class ASGD(Rule):
     def direction(self, arrival: Arrival, state: Tensor | None) -> Direction:
         return Direction(*heavy_ball(self.momentum, arrival.grad, state))
 
+    def keeps(self) -> tuple[int, int]:
+        return int(self.momentum > 0), 0
+
 
 class Gathered(NamedTuple):
     """The gradients received since the last step."""
@@ -78,3 +81,6 @@ class SSGD(Rule):
         g = total / workers if self.reduction == "mean" else total
         step, velocity = heavy_ball(self.momentum, g, velocity)
         return Direction(step, Gathered(workers, 0, torch.zeros_like(g), velocity))
+
+    def keeps(self) -> tuple[int, int]:
+        return 1 + (self.momentum > 0), 0
