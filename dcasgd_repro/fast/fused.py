@@ -18,7 +18,8 @@ def fuse(server: Server, backend: Any = "inductor") -> None:
     What moves is then near the least that DC-ASGD-a must: read g, w, w_bak and MeanSquare, write w
     and MeanSquare. The first push compiles for seconds (about 20 on a CPU where nothing is cached),
     so this is for large vectors. Products and sums may be contracted: equal to the plain update
-    within rounding, not to the bit. Raises BadInput where no C++ compiler is found.
+    within rounding, not to the bit. Ringleader and Malenia branch on more than torch compiles: it
+    warns, and they go on uncompiled. Raises BadInput where no C++ compiler is found.
     """
     compiler = os.environ.get("CXX", "g++")
     if backend == "inductor" and server.w.device.type == "cpu" and shutil.which(compiler) is None:

@@ -6,7 +6,6 @@ gradients act at the new one.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -243,9 +242,9 @@ class OrMo(Rule):
     def direction(self, arrival: Arrival, state: Ordered) -> Direction:
         workers, updates, newest, u = state
         mu, g = self.momentum, arrival.grad
-        own = 1 + math.ceil((updates - arrival.delay) / workers)
+        own = 1 - (arrival.delay - updates) // workers
         step = torch.zeros_like(g)
-        for _ in range(newest, own):
+        for _ in range(max(own - newest, 0)):
             u = mu * u
             step = step + u
         newest = max(newest, own)

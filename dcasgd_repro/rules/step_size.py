@@ -119,7 +119,7 @@ class Weighted(Rule):
         if self.law == "polynomial":
             return float((1.0 + delay) ** -self.a)
         if self.law == "exponential":
-            return math.exp(-self.a * delay)
+            return float(math.e ** (-self.a * delay))  # torch.compile keeps this one symbolic
         if self.law == "constant" or delay <= self.b:
             return 1.0
         return self.a if self.law == "threshold" else 1 / (self.a * (delay - self.b) + 1)
