@@ -255,12 +255,18 @@ class Recorded:
         return w.new_zeros(()), self.gradients[batch]
 
 
+def rule_of(case: Config) -> tuple[Rule, list[str]]:
+    """The rule of a case, and the options that it does not take."""
+    options = dict(case["config"])
+    options.pop("shape", None)  # the shape that the code had its six numbers in
+    return MAKERS[case["rule"]](options, case), list(options)
+
+
 def replay(case: Config) -> Result:
     """One recorded case through ``simulate``."""
-    name, options = case["rule"], dict(case["config"])
-    options.pop("shape", None)  # the shape that the code had its six numbers in
+    name = case["rule"]
     try:
-        rule = MAKERS[name](options, case)
+        rule, unread = rule_of(case)
     except (KeyError, TypeError, ValueError, AssertionError) as error:
         fault = f"its options make no rule: {type(error).__name__} {error}"
         return Result(name, case["case"], float("inf"), 0.0, fault)
@@ -275,7 +281,7 @@ def replay(case: Config) -> Result:
             if kind == "pull":  # by now the server has sent the vector
                 sent.append(server.sent[m].tolist())
 
-    faults = [f"the option {key} is not understood" for key in options]
+    faults = [f"the option {key} is not understood" for key in unread]
     ws, updates = [], 0
     for step in simulate(Recorded(case, dtype), server, messages(), lambda pushes: lr[pushes]):
         at = step.push - 1

@@ -23,6 +23,7 @@ class ASGD(Rule):
     """Asynchronous SGD, ``w_{t+1} = w_t - eta g_m``; with one worker it is SGD.
 
     ``momentum`` (mu, default 0): ``v = mu v + g``, ``w -= eta v``, with one v on the server.
+    Source: Dean et al., NIPS 2012; the baseline of Zheng et al., ICML 2017.
     """
 
     name = "asgd"
@@ -58,6 +59,7 @@ class SSGD(Rule):
     On a barrier schedule this is SSGD; on an asynchronous one it is buffered ASGD.
     The learning rate is not scaled with M; ``reduction="sum"`` is the variant that is (a step M
     times larger). ``momentum`` as in ASGD, on the averaged gradient.
+    Source: the baseline of Zheng et al., ICML 2017.
     """
 
     name = "ssgd"

@@ -31,9 +31,9 @@ class Ringmaster(Rule):
 
     ``threshold`` is R, None (default): 2 M, our choice; the paper's is ceil(sigma^2 / epsilon).
     tau counts the updates made, so an ignored gradient ages nobody. R above every delay is ASGD.
-    Source: Maranjyan, Tyurin, Richtárik, 2025 (arXiv 2501.16168), its Algorithm 4. Read:
-    vectozavr/ringmaster-lmo, which stops a worker whose delay reaches R (Algorithm 5): the same
-    steps on the log it makes, but another log.
+    Source: Maranjyan, Tyurin, Richtárik, 2025 (arXiv 2501.16168). Held to:
+    vectozavr/ringmaster-lmo, which stops a worker whose delay reaches R (the paper's Algorithm 5):
+    the same steps on the log it makes, but another log.
     """
 
     name = "ringmaster"
@@ -64,8 +64,8 @@ class Rennala(Rule):
     """Rennala SGD, ``w -= eta (1/B) sum g`` over B gradients, all taken at the present w.
 
     A gradient of an earlier w is ignored. ``collect`` is B, None (default): M.
-    Source: Tyurin, Richtárik, 2023 (arXiv 2305.12387). Read: vectozavr/ringmaster-lmo, which stops
-    every worker at each update, so that none is ignored: the same steps on the log it makes.
+    Source: Tyurin, Richtárik, 2023 (arXiv 2305.12387). Held to: vectozavr/ringmaster-lmo, which
+    stops every worker at each update, so that none is ignored: the same steps on its log.
     """
 
     name = "rennala"
@@ -153,7 +153,7 @@ class Ringleader(Rule):
     A round first waits for a gradient of every worker. The last one makes the round's first
     update, and the next gradient of each other worker, taken into its mean, one more: M updates.
     What a worker sends after its own update counts for the next round.
-    Source: Maranjyan, Richtárik, 2025 (arXiv 2509.22860). Read: vectozavr/ringmaster-lmo.
+    Source: Maranjyan, Richtárik, 2025 (arXiv 2509.22860). Held to: vectozavr/ringmaster-lmo.
     """
 
     name = "ringleader"
@@ -187,7 +187,7 @@ class IAG(Rule):
 
     w first moves at the push after the one by which every worker has sent a gradient.
     Source: the asynchronous form of Blatt, Hero, Gauchman's incremental aggregated gradient
-    (2007). Read: vectozavr/ringmaster-lmo, whose first push with a full table moves nothing.
+    (2007). Held to: vectozavr/ringmaster-lmo.
     """
 
     name = "iag"
@@ -231,7 +231,8 @@ class FedBuff(Weighted):
     ``pushes``  "gradient" (default), or "model": ``g + w_t - w_bak(m)`` for g, as in APPFL without
                 its option gradient_based.
     ``momentum`` mu: ``v = mu v + (the mean)``, ``w -= eta v``; ``nesterov`` adds mu v once more.
-    Source: Nguyen et al., 2022 (arXiv 2106.06639). Read: APPFL, FLSim (by its authors).
+    Source: Nguyen et al., 2022 (arXiv 2106.06639). Held to: APPFL, FLSim, a notebook of
+    google-deepmind/asyncdiloco.
     With ``law=constant`` this is buffered ASGD.
     """
 

@@ -49,7 +49,7 @@ class DCASGDc(Rule):
     With ``momentum`` mu: ``v = mu v + (g + correction)``, ``w -= eta v``.
     ``curvature``  None (default, the paper): g g; "abs": |g|, as the authors' updater had it until
                    June 2017; "minus_abs": -|g|, its first release.
-    Source: Zheng et al., ICML 2017 (arXiv 1609.08326). Read: the paper, the authors' updater.
+    Source: Zheng et al., ICML 2017 (arXiv 1609.08326).
     """
 
     name = "dcasgd_c"
@@ -108,7 +108,7 @@ class DCASGDa(Rule):
                          updates, without which the first steps are compensated
                          1/sqrt(1 - m) times too much.
     ``momentum``         as in DCASGDc.
-    Source: Zheng et al., ICML 2017 (arXiv 1609.08326). Read: the paper, the authors' updater.
+    Source: Zheng et al., ICML 2017 (arXiv 1609.08326).
     """
 
     name = "dcasgd_a"

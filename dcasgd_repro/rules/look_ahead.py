@@ -38,8 +38,8 @@ class NAGASGD(Rule):
 
     ``weight_decay`` is taken at the server's w. With one worker this is Nesterov's method, in the
     vector sent.
-    Source: Barkai, Hakimi, Schuster, 2019 (arXiv 1907.11612). Read: a DANA-DC script, given one
-    worker's slot.
+    Source: Hakimi, Barkai, Gabel, Schuster, 2019 (arXiv 1907.11612). Held to: a DANA-DC script,
+    given one worker's slot.
     """
 
     name = "nag_asgd"
@@ -79,7 +79,7 @@ class DANAZero(Rule):
     """DANA-Zero, ``v_m = mu v_m + g``, ``w -= eta v_m``, sent ``w - eta mu sum_j v_j``.
 
     The sum is kept, not added up anew. ``weight_decay`` is taken at the server's w.
-    Source: Barkai, Hakimi, Schuster, 2019 (arXiv 1907.11612). Read: a DANA-DC script.
+    Source: Hakimi, Barkai, Gabel, Schuster, 2019 (arXiv 1907.11612). Held to: a DANA-DC script.
     """
 
     name = "dana_zero"
@@ -116,7 +116,7 @@ class DANADC(DANAZero):
 
     ``lam`` is lambda (default 2); the drift is from the vector that was sent. Weight decay comes
     after the compensation, then momentum.
-    Source: Barkai, Hakimi, Schuster, 2019 (arXiv 1907.11612). Read: a DANA-DC script.
+    Source: Hakimi, Barkai, Gabel, Schuster, 2019 (arXiv 1907.11612). Held to: a DANA-DC script.
     """
 
     name = "dana_dc"
@@ -151,7 +151,7 @@ class SMEGA2(Rule):
     Sent after k pushes of a cycle: ``w - eta mu ((n + k (mu - 1)) v + (k / n) G_k)``, G_k the sum
     so far. ``cycle`` is n, None (default): M. ``naive`` sends ``w - eta mu n v``. ``dampening`` is
     d (default 0). ``weight_decay`` is taken at the server's w.
-    Source: Cohen, Hakimi, Schuster, ICML 2022. Read: rafi-cohen/SMEGA2, the authors'.
+    Source: Cohen, Hakimi, Schuster, ICPP 2022. Held to: rafi-cohen/SMEGA2, the authors'.
     """
 
     name = "smega2"
@@ -285,7 +285,8 @@ class HeLoCo(Rule):
     ``clamp``  "inside" (default, as in the paper), or "outside": beta = min(-k_s cos, beta_max)
                conf, the code's first version.
     The paper's rho is 1 / sqrt(M). What is reported as the correction is G - rho g.
-    Source: HeLoCo, 2026 (arXiv 2606.00271), for pseudo-gradients, eta = 0.7. Read: rcloyd/torchft.
+    Source: HeLoCo, 2026 (arXiv 2606.00271), for pseudo-gradients, eta = 0.7. Held to:
+    rcloyd/torchft.
     """
 
     name = "heloco"

@@ -30,7 +30,7 @@ class ServerSGD(Rule):
 
     Workers and delays are ignored. ``nesterov`` false: ``w -= eta v``. ``dampening`` is d (default
     0), which the first push is spared. ``weight_decay`` is taken at the server's w.
-    Source: torch 2.15, whose results it gives.
+    Source: torch 2.15. Held to: its results.
     """
 
     name = "server_sgd"
@@ -81,7 +81,8 @@ class ServerNAdam(Rule):
     ``w -= eta ((1 - mu_t) g / (1 - P_t) + mu_(t+1) m / (1 - P_t mu_(t+1))) / (sqrt(v^) + eps)``.
     The defaults are AsyncPP's: beta1 0.99, psi (``momentum_decay``) 0.004. ``weight_decay`` is
     taken at the server's w, ``decoupled`` (default) from the moments. torch keeps P_t in float32.
-    Source: Ajanthan et al., 2025 (AsyncPP). Read: its code and torch 2.15.
+    Source: Ajanthan et al., 2025, for pipelines (AsyncPP). Held to: torch 2.15, AsyncPP's settings
+    among others.
     """
 
     name = "server_nadam"
@@ -130,7 +131,8 @@ class MultiASGD(Rule):
     """Multi-ASGD, a velocity for each worker: ``v_m = mu v_m + g``, ``w -= eta v_m``.
 
     ``weight_decay`` is taken at the server's w.
-    Source: Barkai, Hakimi, Schuster, 2019 (arXiv 1907.11612). Read: a DANA-DC script.
+    Source: Hakimi, Barkai, Gabel, Schuster, 2019 (arXiv 1907.11612). Held to: a DANA-DC script,
+    whose w is the same.
     """
 
     name = "multi_asgd"
@@ -171,8 +173,8 @@ class GapAware(Rule):
     units of a usual step. eta_max is the largest rate so far; EMA, with factor ``gamma`` (0.999),
     is of the velocity before this g; without momentum of g itself. ``weight_decay``, at the
     server's w, is divided too. What is reported as the correction is g / C - g.
-    Source: Barkai, Hakimi, Schuster, ICLR 2020 (arXiv 1909.10802). Read: saareliad/FTPipe, made
-    for a pipeline; used here at each push.
+    Source: Barkai, Hakimi, Schuster, ICLR 2020 (arXiv 1909.10802). Held to: saareliad/FTPipe,
+    written for a pipeline, its calls made at each push.
     """
 
     name = "gap_aware"
@@ -273,7 +275,7 @@ class DelayedNesterov(Rule):
     ``w -= eta ((1 - c N + c) beta m + g / N)``; the others ``w -= eta (c beta m + g / N)``.
     ``collect`` is N (default 10), ``momentum`` beta, ``spread`` c (default 0): the share of the
     momentum that each push applies. N = 1 is Nesterov's momentum.
-    Source: Liu et al., 2024 (arXiv 2401.09135), for pseudo-gradients, eta = 0.7. Read:
+    Source: Liu et al., 2024 (arXiv 2401.09135), for pseudo-gradients, eta = 0.7. Held to:
     rcloyd/torchft and utnslab/halos, which agree.
     """
 

@@ -41,8 +41,8 @@ class StalenessAware(Rule):
 
     ``collect`` c: the mean of c such gradients makes a step, each with the rate of its arrival
     (default 1). The paper's n-softsync is c = M / n.
-    Source: Zhang et al., 2016 (arXiv 1511.05950). Read: federicovilla55/asgd_staleness, a course
-    project whose c is max(1, M // its staleness bound); the paper divides by tau counted from 1.
+    Source: Zhang et al., 2016 (arXiv 1511.05950). Held to: federicovilla55/asgd_staleness, a course
+    project; its c is max(1, M // bound).
     """
 
     name = "staleness_aware"
@@ -146,8 +146,9 @@ class FedAsync(Weighted):
                 ``weighs`` says what s multiplies: "gradient" (default); "step": ``v = mu v + g``,
                 ``w -= eta s v``; "both": ``v = mu' v + s g``, ``w -= eta s v`` with
                 ``mu' = mu + (1 - mu)(1 - s)``.
-    Source: Xie, Koyejo, Gupta, 2019 (arXiv 1903.03934). Read: APPFL (counts tau from the push:
-    ``count``) and FLSim's asynchronous aggregators (``weighs`` "step" and "both").
+    Source: Xie, Koyejo, Gupta, 2019 (arXiv 1903.03934). Held to: APPFL (``count="push"``, with
+    "gradient" and "model"), FLSim's asynchronous aggregators (``weighs`` "step" and "both"), a
+    notebook of google-deepmind/asyncdiloco (``nesterov``).
     """
 
     name = "fedasync"
@@ -204,7 +205,7 @@ class DelayAdaptive(Rule):
                 was before the worker's own push was applied, whose delay is then one more than
                 counted; as in the code of an author of the paper.
     Source: Mishchenko, Bach, Even, Woodworth, 2022 (arXiv 2206.07638); Koloskova, Stich, Jaggi,
-    2022 (arXiv 2206.08307). Read: konstmish/asynchronous_sgd (an author's; dispatches before),
+    2022 (arXiv 2206.08307). Held to: konstmish/asynchronous_sgd (an author's; dispatches before),
     vectozavr/ringmaster-lmo.
     """
 
@@ -276,7 +277,7 @@ class ASAP(Rule):
     F(tau) is the share of the delays so far that are <= tau, the present one included, so the
     first push has F = 1 and with ``amplitude`` A = 1 (default) moves nothing.
     ``bound``  a gradient with tau >= bound is ignored, and not counted: the histogram ends there.
-    Source: Bäckström, Papatriantafilou, Tsigas, ICML 2022. Read: federicovilla55/asgd_staleness,
+    Source: Bäckström, Papatriantafilou, Tsigas, ICML 2022. Held to: federicovilla55/asgd_staleness,
     a course project, not the authors'.
     """
 
@@ -306,7 +307,7 @@ class Clipped(Rule):
     """Clipped ASGD, ``w -= eta min(1, c / ||g||) g``.
 
     ``clip`` is c (default 1). The norm is that of the whole gradient.
-    Source: none read; the formula is the usual clipping by the norm, whatever the delay.
+    Source: no paper read; the usual clipping by the norm, whatever the delay.
     """
 
     name = "clipped"

@@ -4,14 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
-import replay_oracle
 import torch
-from replay_oracle import RELEASES, main, replay, results
+from replay_oracle import MAKERS, RELEASES, main, replay, results, rule_of
 
+from dcasgd_repro.rules import MultiASGD
 from dcasgd_repro.schedule import Constant, Gamma, Generated
 
 ORACLE = Path(__file__).parents[1] / "oracle" / "rules"
 CASES = sorted(ORACLE.glob("*/*.json"))
+PAGE = Path(__file__).parents[2] / "conf" / "README.md"
 
 
 def test_every_recorded_case(capsys: pytest.CaptureFixture[str]) -> None:
@@ -21,6 +22,21 @@ def test_every_recorded_case(capsys: pytest.CaptureFixture[str]) -> None:
     assert {result.rule for result in found} == {path.parent.name for path in CASES}
     assert [result for result in found if not result.passes] == []
     assert max(r.error for r in found if r.allowed == 1e-9) < 1e-10
+
+
+def test_the_page_says_how_many_rules_are_recorded() -> None:
+    cases = [json.loads(path.read_text()) for path in CASES]
+    made = {type(rule_of(case)[0]) for case in cases}
+    assert f"\n{len(made)} of them are held to trajectories" in PAGE.read_text()
+
+
+def test_multi_asgd_moves_w_as_dana_zero_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With gradients given as data it does not matter what is sent."""
+    monkeypatch.setitem(MAKERS, "dana_zero", lambda c, case: MultiASGD(c.pop("momentum")))
+    for path in ORACLE.glob("dana_zero/*.json"):
+        case = json.loads(path.read_text()) | {"sent": None}
+        config = {"momentum": case["config"]["momentum"]}
+        assert replay(case | {"config": config}).passes
 
 
 def test_the_copies_are_small() -> None:
@@ -92,4 +108,3 @@ def test_the_authors_updater_over_its_history(release: str) -> None:
 
 def test_each_commit_has_its_formula() -> None:
     assert len({repr(make(0.1, 0.0, 1e-7)) for make in RELEASES.values()}) == 5
-    assert set(replay_oracle.MAKERS) >= {path.parent.name for path in CASES}
