@@ -25,7 +25,8 @@ def fuse(server: Server, backend: Any = "inductor") -> None:
     and MeanSquare. The first push compiles for seconds (about 20 on a CPU where nothing is cached),
     so this is for large vectors. A learning rate that changes compiles nothing anew; a rule's
     counter does, once. Products and sums may be contracted: equal to the plain update within
-    rounding, not to the bit. Raises BadInput where no compiler is found.
+    rounding, not to the bit. Ringleader and Malenia branch on more than torch compiles: it warns,
+    and they go on uncompiled. Raises BadInput where no compiler is found.
     """
     if backend == "inductor":
         check_compiler(server.w.device.type)

@@ -14,7 +14,7 @@ from functools import partial
 
 import pytest
 import torch
-from rules_under_test import RULES
+from rules_under_test import KINDS, RULES
 from torch._dynamo.utils import counters
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -51,7 +51,7 @@ class AheadAndSkipping(DCASGDc):
         return super().direction(arrival, state)
 
 
-EVERY = [*RULES, AheadAndSkipping(lam=1.0)]
+EVERY = [*KINDS, AheadAndSkipping(lam=1.0)]
 
 
 def generated(law: object, **keys: object) -> Callable[[], Sequence[Message]]:
@@ -205,6 +205,15 @@ def agree(found: tuple, expected: tuple, tolerance: float) -> None:
 def test_engine_gives_the_plain_loops_steps(engine: str, schedule: str, rule: Rule) -> None:
     log, task = SCHEDULES[schedule](), quadratic()
     agree(played(ENGINES[engine], task, rule, log), played(simulate, task, rule, log), 1e-12)
+
+
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule not in KINDS], ids=repr)
+def test_every_engine_gives_the_plain_loops_steps_for_every_rule(rule: Rule) -> None:
+    """An engine sees of a rule only what the kinds above differ in, so one schedule will do."""
+    log, task = SCHEDULES["late pulls"](), quadratic()
+    expected = played(simulate, task, rule, log, 30)
+    for engine in ENGINES.values():
+        agree(played(engine, task, rule, log, 30), expected, 1e-12)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -459,6 +468,17 @@ def test_the_plain_path_never_waits_for_the_device(rule: Rule) -> None:
         steps = list(zip(range(8), simulate(task, server, SCHEDULES["gamma"](), lr), strict=False))
     assert len(steps) == 8
     assert len(tape.notes) > 800  # it was watching
+
+
+@pytest.mark.parametrize("rule", RULES, ids=repr)
+def test_no_rule_waits_for_the_device(rule: Rule) -> None:
+    server = Server(rule, torch.ones(3, dtype=torch.float64), WORKERS)
+    gradients = list(torch.ones(24, 3, dtype=torch.float64))
+    with Tape() as tape:
+        for k, g in enumerate(gradients):
+            server.receive_gradient(k % WORKERS, g, 0.1)
+            server.receive_pull(k % WORKERS)
+    assert len(tape.notes) >= 2 * 24  # it was watching
 
 
 def test_graphs_without_cuda_say_so_and_run_plain(capfd: pytest.CaptureFixture[str]) -> None:
