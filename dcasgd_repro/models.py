@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dcasgd_repro.errors import BadInput, check_choice, check_whole
+from dcasgd_repro.errors import BadInput, check_choice, check_whole, in_words
 
 
 def resnet(depth: int = 20, width: int = 16, classes: int = 10, norm: str = "batch") -> nn.Module:
@@ -79,6 +81,27 @@ class ResNet50:
         from torchvision import models  # slow to import, and only ImageNet needs it
 
         network: nn.Module = models.resnet50(weights=None, num_classes=self.classes)
+        return network
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network that a class or function of someone else's makes: ``build`` calls it."""
+
+    make: Callable[[], nn.Module]
+
+    def __str__(self) -> str:
+        made = self.make.func if isinstance(self.make, partial) else self.make
+        return str(getattr(made, "__name__", made))
+
+    def build(self) -> nn.Module:
+        try:
+            network = self.make()
+        except Exception as error:  # whatever their code raises
+            raise BadInput("model", self, in_words(error)) from None
+        if not isinstance(network, nn.Module):
+            remedy = f"makes a {type(network).__name__}; give what makes an nn.Module"
+            raise BadInput("model", self, remedy)
         return network
 
 

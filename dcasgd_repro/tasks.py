@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from torch.nn import functional as F
 from dcasgd_repro.data.folders import Folders
 from dcasgd_repro.data.images import Batch, Images
 from dcasgd_repro.errors import BadInput, check_number, check_whole
+from dcasgd_repro.models import Network
 
 CHUNK = 1000  # images at a time through the network, in an evaluation
 
@@ -95,7 +97,8 @@ class QuadraticTask:
 class Classification:
     """Cross-entropy of a network on labelled images, plus ``weight_decay / 2 ||w||^2``.
 
-    ``model``          a leaf whose ``build()`` makes the network
+    ``model``          a leaf whose ``build()`` makes the network, or a ``functools.partial`` of one
+                       that makes it itself, as ``torchvision.models.resnet18``
     ``data``           a leaf whose ``load(device, dtype)`` gives ``Images`` or ``Folders``
     ``weight_decay``   belongs to the loss: its gradient is taken where the loss's is, at w_bak
     ``stats_images``   how many training images BatchNorm's statistics are recomputed from
@@ -115,6 +118,8 @@ class Classification:
     statistics: str | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.model, partial):
+            object.__setattr__(self, "model", Network(self.model))
         for key, method in (("model", "build"), ("data", "load")):
             if not hasattr(getattr(self, key), method):
                 raise BadInput(
