@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dcasgd_repro.errors import BadInput, check_choice, check_whole
+from dcasgd_repro.errors import BadInput, check_choice, check_whole, in_words
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,27 @@ class ResNet50:
         network: nn.Module = models.resnet50(
             weights=None, num_classes=self.classes, norm_layer=BatchNorm
         )
+        return network
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network that a class or function of someone else's makes: ``build`` calls it."""
+
+    make: Callable[[], nn.Module]
+
+    def __str__(self) -> str:
+        made = self.make.func if isinstance(self.make, partial) else self.make
+        return str(getattr(made, "__name__", made))
+
+    def build(self) -> nn.Module:
+        try:
+            network = self.make()
+        except Exception as error:  # whatever their code raises
+            raise BadInput("model", self, in_words(error)) from None
+        if not isinstance(network, nn.Module):
+            remedy = f"makes a {type(network).__name__}; give what makes an nn.Module"
+            raise BadInput("model", self, remedy)
         return network
 
 

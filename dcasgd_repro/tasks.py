@@ -22,7 +22,7 @@ import copy
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,7 +34,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from dcasgd_repro.data.folders import Folders
 from dcasgd_repro.data.images import Batch, Images, stream
 from dcasgd_repro.errors import BadInput, check_number, check_whole
-from dcasgd_repro.models import laid_out
+from dcasgd_repro.models import Network, laid_out
 
 CHUNK = 1000  # images at a time through the network, in an evaluation
 _DRAWING = threading.Lock()  # torch has one generator for all threads
@@ -115,7 +115,8 @@ class QuadraticTask:
 class Classification:
     """Cross-entropy of a network on labelled images, plus ``weight_decay / 2 ||w||^2``.
 
-    ``model``          a leaf whose ``build()`` makes the network
+    ``model``          a leaf whose ``build()`` makes the network, or a ``functools.partial`` of one
+                       that makes it itself, as ``torchvision.models.resnet18``
     ``data``           a leaf whose ``load(device, dtype)`` gives ``Images`` or ``Folders``
     ``weight_decay``   belongs to the loss: its gradient is taken where the loss's is, at w_bak
     ``stats_images``   how many training images BatchNorm's statistics are recomputed from
@@ -135,6 +136,8 @@ class Classification:
     statistics: str | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.model, partial):
+            object.__setattr__(self, "model", Network(self.model))
         for key, method in (("model", "build"), ("data", "load")):
             if not hasattr(getattr(self, key), method):
                 raise BadInput(

@@ -22,8 +22,8 @@ WINGS = [
 ]
 INSIDE = {
     "run": [
-        {"__init__", "identity", "sources", "faults", "device", "checkpoint", "taylor"},
-        {"read"},
+        {"__init__", "identity", "sources", "check", "faults", "device", "checkpoint", "taylor"},
+        {"read", "compose"},
         {"plan", "write"},
         {"probe", "fingerprint"},
         {"experiment"},
@@ -91,7 +91,14 @@ def test_imports_go_down(path: Path) -> None:
             assert FLOOR[wing, name] < FLOOR[wing, here], f"{wing}/{here} imports {name}"
 
 
-DOOR = {"cli", "run/plan.py", "run/verify.py", "study/reproduce.py", "study/tune.py"}
+DOOR = {
+    "cli",
+    "run/compose.py",
+    "run/plan.py",
+    "run/verify.py",
+    "study/reproduce.py",
+    "study/tune.py",
+}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))

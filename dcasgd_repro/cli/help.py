@@ -39,12 +39,16 @@ usage: dcasgd-repro train [+exp=NAME] [KEY=VALUE ...] [-m]
 
   +exp=NAME     an experiment: {exp}
   task=         {task}
+  model=        {model}
   rule=         {rule}
   schedule=     {schedule}
   scale=        {scale} (unset: paper with a CUDA device, else laptop;
                 imagenet for task imagenet, smoke for the others)
   KEY=VALUE     any key of the config: workers=4 rule.lam0=1 seed=3 epochs=2 device=cpu
                 run_dir=DIR augment=false lr.base=0.1 task.weight_decay=1e-4
+                rule=my_rule:MyRule and model=my_net:MyNet are classes of yours, in my_rule.py
+                and my_net.py where you stand, with their own defaults
+  -cd DIR       DIR/rule/*.yaml, DIR/exp/*.yaml and so on are there to choose as well
   -m            a sweep: seed=0,1,2 rule=asgd,dcasgd_a runs every combination
   --cfg job     print the composed config and stop (--resolve fills it in)
 
@@ -86,7 +90,9 @@ usage: dcasgd-repro reproduce STUDY [scale=NAME] [seeds=N] [jobs=N] [launcher=NA
   launcher=     local, slurm (slurm.time=MINUTES slurm.partition= ...) or ray (ray.num_gpus= ...)
   KEY=VALUE     engine, threads, device, data.root: means, not numbers; a run that was begun keeps
                 its own
-  --dry-run     print the runs, their state and the time they should take, and stop
+  -cd DIR       as for train: the cells may name files in DIR, and scale= one of DIR/scale
+  --dry-run     print the runs, their state and the time they should take, and stop; a cell that
+                train would refuse is named (exit code 2)
 
 Runs what is missing under outputs/cells, goes on with what was stopped, and keeps going when a run
 fails. Then keeps the text of the runs, tables and figures under results/STUDY/SCALE. Ctrl-C leaves
@@ -101,7 +107,7 @@ TUNE_HELP = """\
 usage: dcasgd-repro tune STUDY [scale=NAME] [seeds=N] [jobs=N] [launcher=NAME] [--dry-run]
 
   STUDY         a study whose grid.yaml has `tune`: {studies}; or a folder of yours
-  scale= seeds= jobs= launcher= KEY=VALUE --dry-run
+  scale= seeds= jobs= launcher= KEY=VALUE -cd DIR --dry-run
                 as for reproduce
 
 Runs every cell with each of its values, on validation images; no test image is looked at. The best
