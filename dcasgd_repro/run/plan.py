@@ -23,6 +23,7 @@ from dcasgd_repro.errors import BadInput, check_choice, check_number, check_whol
 from dcasgd_repro.run.compose import LINKS
 from dcasgd_repro.run.identity import config_hash, flat, task_name
 from dcasgd_repro.run.read import ENDED, status_of
+from dcasgd_repro.run.sources import sources
 from dcasgd_repro.schedule import Schedule
 
 MAX_PUSHES = 100_000_000  # a log of them takes about 13 GB
@@ -143,15 +144,16 @@ class Plan:
             if (every := getattr(self, key)) is not None:
                 check_whole(PROBES[key], every)
         _ = self.stop  # which checks stop_epoch
-        from dcasgd_repro.run.check import check_rule  # torch, which a schedule is without
+        from dcasgd_repro.rules import Rule  # torch, which the objects of a plan have loaded
+        from dcasgd_repro.run.check import check_contract
 
-        check_rule(self.rule, self.workers)
-        if not isinstance(getattr(self.rule, "name", None), str):
-            remedy = "its class has no name; give it one, as name = 'mine'"
+        if not isinstance(self.rule, Rule):
+            remedy = "is no rule; derive its class from dcasgd_repro.rules.Rule"
             raise BadInput("rule", type(self.rule).__name__, remedy)
+        check_contract(self.rule, self.workers)
         self._agree()
         if not self.config:
-            object.__setattr__(self, "config", _spelled_out(self))
+            object.__setattr__(self, "config", with_sources(_spelled_out(self)))
 
     def _agree(self) -> None:
         """Refuses parts that were made for another number of workers, batch or images."""
@@ -341,9 +343,22 @@ def check_complete(cfg: DictConfig) -> None:
 
 
 def plain_config(cfg: DictConfig, resolve: bool = True) -> dict[str, Any]:
-    """What a config says, in plain containers; without ``resolve`` with its interpolations."""
+    """What a config says, in plain containers; without ``resolve`` with its interpolations.
+
+    Resolved, it has ``sources`` too, see ``with_sources``.
+    """
     content = OmegaConf.to_container(cfg, resolve=resolve)
-    return {str(key): value for key, value in content.items()} if isinstance(content, dict) else {}
+    config = (
+        {str(key): value for key, value in content.items()} if isinstance(content, dict) else {}
+    )
+    return with_sources(config) if resolve else config
+
+
+def with_sources(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What is said, and the hashes of the files of parts of one's own, as they are now."""
+    rest = {key: value for key, value in config.items() if key != "sources"}
+    own = sources(rest)
+    return {**rest, "sources": own} if own else rest
 
 
 def build(cfg: DictConfig, group: str) -> Any:

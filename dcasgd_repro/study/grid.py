@@ -22,6 +22,7 @@ import pandas as pd
 import yaml
 
 from dcasgd_repro.errors import BadInput, check_number, check_whole
+from dcasgd_repro.study.figures import registered
 from dcasgd_repro.study.measures import MEASURES
 
 FOLDER = Path(__file__).parents[2] / "experiments"
@@ -37,7 +38,7 @@ KEYS = {
     "tuned_by": "the study whose choice stands for {tuned} in the cell of the same name",
     "first_seed": "its seeds are this one and those after it; 0 unless told",
     "claims": "a list, see Claim",
-    "figure": "how it is drawn, see figures.py",
+    "figure": "how it is drawn, see figures/",
     "measure": "what claims are about, see measures.py; last10 unless told",
     "epochs": "the epochs that train_error and batch_error are the mean of",
     "level": "the training error, in percent, that epochs_to asks for",
@@ -51,18 +52,6 @@ KEYS = {
     "least_n": "seeds that a verdict needs; 3 unless told",
 }
 
-FIGURES = (
-    "table",
-    "epochs",
-    "seconds",
-    "lambda",
-    "workers",
-    "readings",
-    "prefix",
-    "settings",
-    "lr",
-    "taylor",
-)
 RESERVED = (
     "seed",
     "seeds",
@@ -335,8 +324,8 @@ def _read(folder: Path, content: Any) -> Study:
     axes = content.get("for") or {}
     if not all(isinstance(values, list) for values in axes.values()):
         raise ValueError("for: give each axis a list of values")
-    for key, choices in (("figure", FIGURES), ("measure", tuple(MEASURES))):
-        if content.get(key, choices[0]) not in choices:
+    for key, choices in (("figure", registered()), ("measure", MEASURES)):
+        if key in content and content[key] not in choices:
             message = f"{key}={content[key]}: choose {', '.join(choices)}"
             raise BadInput("study", grid, message)
     if "runs_of" in content:

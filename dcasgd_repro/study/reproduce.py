@@ -27,11 +27,12 @@ from omegaconf import DictConfig
 
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.run.compose import added, all_keys, composed, hydra_words, refuse_unread
-from dcasgd_repro.run.identity import MEANS, evaluated_on, identity
+from dcasgd_repro.run.identity import FULL, MEANS, evaluated_on, identity
 from dcasgd_repro.run.plan import length_of, log_of, plain_config, plan_of
 from dcasgd_repro.run.read import (
     ENDED,
     FAILED,
+    FINGERPRINT,
     STOPPED,
     VERIFIED,
     begun,
@@ -135,12 +136,13 @@ def jobs_of(
 
     Its cells may name what stands in ``folders``, beside conf/.
 
-    ``extra`` may only say with what means to compute (engine, threads, device, ...): anything else
-    would be another study's numbers. Raises BadInput.
+    ``extra`` may only say with what means to compute (engine, threads, device, ...): anything else,
+    a lower precision too, would be another study's numbers. Raises BadInput.
     """
     for word in extra:
         key, _, value = word.partition("=")
-        if key.split(".")[0] not in (*MEANS, "data", "checkpoint"):
+        numbers = key == "engine.precision" and value != FULL
+        if numbers or key.split(".")[0] not in (*MEANS, "data", "checkpoint"):
             remedy = (
                 "would make it another study: copy its folder under another name, change the grid"
             )
@@ -318,6 +320,8 @@ def keep(jobs: Sequence[Job], folder: Path, failed: Sequence[Job] = ()) -> None:
         target.mkdir(parents=True)
         for name in ("config.yaml", "provenance.json"):
             shutil.copyfile(job.path / name, target / name)
+        if (job.path / FINGERPRINT).exists():
+            shutil.copyfile(job.path / FINGERPRINT, target / FINGERPRINT)
         summary = job.summary if job.ended or job.status == FAILED else _killed(job)
         (target / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
         if (rows := _thinned(job.path / "metrics.csv")) is not None:

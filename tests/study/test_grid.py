@@ -253,7 +253,9 @@ def test_cells_of_two_studies_share_their_run() -> None:
     assert at["asgd-8-seed0"].parent == CELLS
 
 
-@pytest.mark.parametrize("word", ["epochs=2", "rule.lam0=3", "seed=4", "scale=paper"])
+@pytest.mark.parametrize(
+    "word", ["epochs=2", "rule.lam0=3", "seed=4", "scale=paper", "engine.precision=tf32"]
+)
 def test_a_number_of_the_study_cannot_be_changed_in_passing(word: str) -> None:
     with pytest.raises(BadInput, match=r"would make it another study: copy its folder"):
         jobs_of(study("table1"), "laptop", 1, [word])
