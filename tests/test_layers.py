@@ -22,7 +22,7 @@ WINGS = [
 ]
 INSIDE = {
     "run": [
-        {"__init__", "identity", "sources", "check", "faults", "device", "checkpoint", "taylor"},
+        {"__init__", "identity", "check", "sources", "faults", "device", "checkpoint", "taylor"},
         {"read", "compose"},
         {"plan", "write"},
         {"probe", "fingerprint"},

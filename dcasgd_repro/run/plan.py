@@ -144,9 +144,13 @@ class Plan:
             if (every := getattr(self, key)) is not None:
                 check_whole(PROBES[key], every)
         _ = self.stop  # which checks stop_epoch
-        from dcasgd_repro.run.check import check_rule  # torch, which a schedule is without
+        from dcasgd_repro.rules import Rule  # torch, which the objects of a plan have loaded
+        from dcasgd_repro.run.check import check_contract
 
-        check_rule(self.rule, self.workers)
+        if not isinstance(self.rule, Rule):
+            remedy = "is no rule; derive its class from dcasgd_repro.rules.Rule"
+            raise BadInput("rule", type(self.rule).__name__, remedy)
+        check_contract(self.rule, self.workers)
         self._agree()
         if not self.config:
             object.__setattr__(self, "config", with_sources(_spelled_out(self)))
