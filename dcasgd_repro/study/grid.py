@@ -21,6 +21,7 @@ import pandas as pd
 import yaml
 
 from dcasgd_repro.errors import BadInput, check_number, check_whole
+from dcasgd_repro.study.figures import registered
 from dcasgd_repro.study.measures import MEASURES
 
 FOLDER = Path(__file__).parents[2] / "experiments"
@@ -36,7 +37,7 @@ KEYS = {
     "tuned_by": "the study whose choice stands for {tuned} in the cell of the same name",
     "first_seed": "its seeds are this one and those after it; 0 unless told",
     "claims": "a list, see Claim",
-    "figure": "how it is drawn, see figures.py",
+    "figure": "how it is drawn, see figures/",
     "measure": "what claims are about, see measures.py; last10 unless told",
     "epochs": "the epochs that train_error and batch_error are the mean of",
     "level": "the training error, in percent, that epochs_to asks for",
@@ -50,18 +51,6 @@ KEYS = {
     "least_n": "seeds that a verdict needs; 3 unless told",
 }
 
-FIGURES = (
-    "table",
-    "epochs",
-    "seconds",
-    "lambda",
-    "workers",
-    "readings",
-    "prefix",
-    "settings",
-    "lr",
-    "taylor",
-)
 RESERVED = (
     "seed",
     "seeds",
@@ -326,8 +315,8 @@ def _read(folder: Path, content: Any) -> Study:
     if ("cells" in content) == ("runs_of" in content):
         raise BadInput("study", grid, "give cells, or runs_of: another study")
     points = list(_points(content.get("for") or {}))
-    for key, choices in (("figure", FIGURES), ("measure", tuple(MEASURES))):
-        if content.get(key, choices[0]) not in choices:
+    for key, choices in (("figure", registered()), ("measure", MEASURES)):
+        if key in content and content[key] not in choices:
             message = f"{key}={content[key]}: choose {', '.join(choices)}"
             raise BadInput("study", grid, message)
     if "runs_of" in content:

@@ -11,7 +11,6 @@ from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 
 from dcasgd_repro.errors import BadInput
@@ -74,10 +73,7 @@ def write(chosen: Study, scale: str, results: Path) -> str:
     evidence.claims.to_csv(
         evidence.folder / "claims.csv", index=False, float_format="%.6g", lineterminator="\n"
     )
-    figure = figures.draw(evidence)
-    figure.savefig(evidence.folder / "figure.png", dpi=150)
-    with matplotlib.rc_context({"svg.hashsalt": "dcasgd-repro"}):  # the same bytes every time
-        figure.savefig(evidence.folder / "figure.svg", metadata={"Date": None})
+    figures.save(figures.draw(evidence), evidence.folder / "figure")
     tables = [markdown_cells(evidence), markdown_claims(evidence)]
     if not evidence.probes.empty:
         tables.append(markdown_probes(evidence))

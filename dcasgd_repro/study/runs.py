@@ -8,18 +8,20 @@ import re
 import shutil
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.run.identity import FULL
 from dcasgd_repro.run.read import FINGERPRINT, KEPT, Run
 from dcasgd_repro.schedule import Schedule, delay_table
+from dcasgd_repro.study.figures import save, sheet, unframed
 from dcasgd_repro.study.measures import chance
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; a rule keeps its own everywhere.
 RULES = {
@@ -124,10 +126,7 @@ def comparison(places: Sequence[Path], out: Path | None) -> str:
         table.to_csv(out / "table.csv", index=False, float_format="%.6g", lineterminator="\n")
         (out / "table.md").write_text(text + "\n")
         settings = sorted({run.setting for runs in groups.values() for run in runs})
-        figure = draw(groups, "; ".join(settings))
-        figure.savefig(out / "curves.png", dpi=150)
-        with matplotlib.rc_context({"svg.hashsalt": "dcasgd-repro"}):  # the same bytes every time
-            figure.savefig(out / "curves.svg", metadata={"Date": None})
+        save(draw(groups, "; ".join(settings)), out / "curves")
         for runs in groups.values():
             for run in runs:
                 keep(run.path, out / "runs" / name_of(run, groups))
@@ -231,7 +230,7 @@ def draw(groups: Mapping[str, Sequence[Run]], title: str) -> Figure:
 
     A single run is drawn whatever its status; a task without classes shows its loss.
     """
-    figure = Figure(figsize=(9.5, 4.2), layout="constrained")
+    figure = sheet(9.5, 4.2)
     by_epoch, by_time = figure.subplots(1, 2, sharey=True)
     on = evaluated_on([run for runs in groups.values() for run in runs])
     kinds = [runs[0].kind for runs in groups.values()]
@@ -258,9 +257,7 @@ def draw(groups: Mapping[str, Sequence[Run]], title: str) -> Figure:
     by_time.set_xlabel("simulated seconds")
     by_epoch.legend(frameon=False)
     figure.suptitle(title, fontsize=10)
-    for axes in (by_epoch, by_time):
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
+    unframed(by_epoch, by_time)
     return figure
 
 
@@ -270,7 +267,7 @@ def schedule(log: Schedule, out: Path) -> str:
     out.mkdir(parents=True, exist_ok=True)
     log.save(out / "schedule.csv.gz")
     table.to_csv(out / "delays.csv", index=False, lineterminator="\n")
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    figure = sheet(6.4, 3.6)
     axes = figure.subplots()
     counts = np.bincount(delays) / len(delays)
     axes.bar(np.arange(len(counts)), counts, width=0.9, color="#0072B2")

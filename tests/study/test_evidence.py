@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from matplotlib.figure import Figure
 from scipy import stats
 
 from dcasgd_repro.cli import commands as cli
@@ -17,11 +18,13 @@ from dcasgd_repro.errors import BadInput
 from dcasgd_repro.study import figures
 from dcasgd_repro.study import pages as results
 from dcasgd_repro.study.evidence import Evidence
-from dcasgd_repro.study.grid import FIGURES, names, study
+from dcasgd_repro.study.grid import names, study
 from dcasgd_repro.study.verdicts import Difference, above, difference, equal, holm
 
 ROOT = Path(__file__).parents[2]
-DRAWN = [kind for kind in FIGURES if kind not in ("lr", "taylor")]  # see test_tune, test_probe
+DRAWN = [
+    kind for kind in figures.registered() if kind not in ("lr", "taylor")
+]  # see test_tune, test_probe
 T2 = 0.95 * math.sqrt(2 / (1 - 0.95**2))  # Student's t, 97.5 %, 2 degrees of freedom: 4.3027
 
 
@@ -585,3 +588,21 @@ def test_a_claim_without_a_test_is_in_no_family(mine: Path) -> None:
     claim: dict[str, object] = {"order": ["sgd", "dc-8"], "measure": "epochs_to", "primary": True}
     with pytest.raises(BadInput, match="primary: order has no test"):
         claims_of(mine, [claim], "laptop")
+
+
+def test_a_figure_is_one_function(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Registered under its name, a grid.yaml may ask for it at once."""
+    monkeypatch.setattr(figures, "_REGISTERED", dict(figures.registered()))
+    path = mine / "grid.yaml"
+    path.write_text(path.read_text().replace("figure: table", "figure: blank"))
+    with pytest.raises(BadInput, match="figure=blank: choose epochs, lambda, lr"):
+        study(str(mine))
+
+    @figures.figure("blank")
+    def blank(evidence: Evidence) -> Figure:
+        return figures.sheet(3, 2)
+
+    drawn = figures.draw(Evidence(study(str(mine)), "laptop", Path("results")))
+    assert drawn.get_suptitle() == "Mine (laptop scale)"
+    with pytest.raises(ValueError, match="two figures are called blank"):
+        figures.figure("blank")(blank)

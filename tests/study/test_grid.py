@@ -135,7 +135,7 @@ def test_the_beginning_of_a_name_is_enough() -> None:
         ),
         ({"title": "t", "cells": {"a-{K}": ""}, "for": {"M": [1]}}, "KeyError: 'K'"),
         ({"title": "t", "cells": ["a"]}, "AttributeError"),
-        ({"title": "t", "cells": {"a": ""}, "figure": "pie"}, "figure=pie: choose table, epochs"),
+        ({"title": "t", "cells": {"a": ""}, "figure": "pie"}, "figure=pie: choose epochs, lambda"),
         ({"title": "t", "cells": {"a": ""}, "measure": "best"}, "measure=best: choose last10, be"),
         ({"title": "t", "cells": {"../x": ""}}, "'../x' is no name for a cell"),
         ({"title": "t", "cells": {"a": "seed=3"}}, "cell a sets seed, which is for reproduce"),
