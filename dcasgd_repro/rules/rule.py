@@ -41,6 +41,7 @@ class Rule(ABC):
     """An update rule. ``state`` is whatever ``init`` returned; only the rule looks inside it."""
 
     name: ClassVar[str]  # as tables and the command line call it; the class's name unless given
+    label: ClassVar[str] = ""  # in legends and tables of results; without one, the name
     for_rounds: ClassVar[bool] = False  # made for a barrier schedule; another thing without one
 
     def __init_subclass__(cls) -> None:

@@ -310,6 +310,7 @@ class Experiment:
 
     def _summary(self, outcome: dict[str, Any]) -> dict[str, Any]:
         plan, server = self.plan, self.server
+        label = vars(type(server.rule)).get("label")  # a subclass is another rule
         return {
             **outcome,
             "evaluated_on": evaluated_on(plan.config),
@@ -317,6 +318,7 @@ class Experiment:
             "scale": plan.scale,
             "task": task_name(plan.config),
             "rule": server.rule.name,
+            **({"rule_label": label} if label else {}),
             "workers": plan.workers,
             "seed": plan.config["seed"],
             "pushes": server.pushes,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,9 +18,10 @@ from dcasgd_repro.errors import BadInput
 from dcasgd_repro.run.identity import differences
 from dcasgd_repro.run.read import Run
 from dcasgd_repro.study import probed
-from dcasgd_repro.study.grid import Claim, Study
+from dcasgd_repro.study.grid import Claim, Study, study
+from dcasgd_repro.study.looks import NO_RUN, Look, looks
 from dcasgd_repro.study.measures import MEASURES, Measure, chance, curve
-from dcasgd_repro.study.runs import evaluated_on, tabulate
+from dcasgd_repro.study.runs import differing, evaluated_on, has_errors, tabulate
 from dcasgd_repro.study.verdicts import (
     ENOUGH,
     FAILS,
@@ -34,6 +37,7 @@ from dcasgd_repro.study.verdicts import (
 )
 
 ELSEWHERE = "at the paper's scale only"
+OF_WORKERS = ("workers", "schedule.workers", "task.data.workers", "lr.workers")  # M, in a config
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,64 @@ class Evidence:
         return [run for runs in self.runs.values() for run in runs]
 
     @cached_property
+    def has_errors(self) -> bool:
+        """Whether the runs have test errors; a task without classes has a loss alone."""
+        return has_errors(self.all_runs)
+
+    @property
+    def measure(self) -> Measure:
+        """What claims are about: the study's measure; the test loss, if runs have no errors."""
+        measure = MEASURES[self.study.measure]
+        return measure if self.has_errors or not measure.is_error else MEASURES["test_loss"]
+
+    @property
+    def closing(self) -> Measure:
+        """What tables and figures compare: the last-10 error; the test loss, if there is none."""
+        return MEASURES["last10" if self.has_errors else "test_loss"]
+
+    @property
+    def closing_words(self) -> str:
+        """``closing`` as an axis has it."""
+        last10 = f"{self.on} error, mean of the last ten evaluations (%)"
+        return last10 if self.has_errors else f"{self.on} loss, final"
+
+    @cached_property
+    def looks(self) -> dict[str, Look]:
+        """The look of each rule of its runs."""
+        return looks(self.all_runs)
+
+    def look(self, cell: str) -> Look:
+        """The look of a cell's rule."""
+        runs = self.runs.get(cell)
+        return self.looks[runs[0].kind] if runs else NO_RUN
+
+    @cached_property
+    def lines(self) -> dict[str, list[str]]:
+        """Cells of one configuration, but for the number of workers, under a name for a legend.
+
+        A key that each cell was tuned in may differ too.
+        """
+        free = (*OF_WORKERS, *self._tuned_key)
+        groups: dict[str, list[str]] = {}
+        for cell, runs in self.runs.items():
+            if runs:
+                rest = json.dumps([runs[0].kind, _without(runs[0].config, free)], sort_keys=True)
+                groups.setdefault(rest, []).append(cell)
+        found = {}
+        for cells in sorted(groups.values(), key=lambda cells: self.runs[cells[0]][0].kind):
+            kind = self.runs[cells[0]][0].kind
+            alike = [self.runs[c[0]][0] for c in groups.values() if self.runs[c[0]][0].kind == kind]
+            configs = [_without(run.config, free) for run in alike]
+            words = differing(_without(self.runs[cells[0]][0].config, free), configs)
+            found[", ".join([self.look(cells[0]).label, *words])] = cells
+        return found
+
+    @property
+    def _tuned_key(self) -> tuple[str, ...]:
+        source = self.study.tuned_by and study(self.study.tuned_by).tune
+        return (source.key,) if source else ()
+
+    @cached_property
     def probes(self) -> pd.DataFrame:
         """All rows of the runs' probe.csv, with cell and seed; empty where none has one."""
         return probed.rows(self.runs)
@@ -137,7 +199,7 @@ class Evidence:
         return found
 
     def _judge(self, claim: Claim) -> Found:
-        measure = MEASURES[claim.measure or self.study.measure]
+        measure = MEASURES[claim.measure] if claim.measure else self.measure
         judge = {
             "lower": self._lower,
             "equal": self._equal,
@@ -289,12 +351,10 @@ class Evidence:
         """
         may_differ: tuple[str, ...] = ("rule.", "schedule.barrier", "backup")
         if kind == "sgd":
-            may_differ += ("workers", "schedule.workers", "task.data.workers", "lr.workers")
+            may_differ += OF_WORKERS
 
         def rest(name: str) -> dict[str, Any]:
-            config = self.runs[name][0].config
-            given = {key: value for key, value in config.items() if value is not None}
-            return {key: value for key, value in given.items() if not key.startswith(may_differ)}
+            return _without(self.runs[name][0].config, may_differ)
 
         if not self.runs[cell]:
             return None
@@ -312,9 +372,8 @@ class Evidence:
             del row["rule"]
             for kind in ("asgd", "sgd"):
                 other = self.baseline(cell, kind)
-                last10 = MEASURES["last10"]
-                theirs = self.ranked(other, last10) if other else {}
-                d = difference(self.ranked(cell, last10), theirs)
+                theirs = self.ranked(other, self.closing) if other else {}
+                d = difference(self.ranked(cell, self.closing), theirs)
                 row |= {f"minus_{kind}_mean": d.mean, f"minus_{kind}_half": d.half}
                 row[f"minus_{kind}_n"] = d.n
             if cell in self.study.paper.index:
@@ -351,10 +410,18 @@ class Evidence:
 
     def counts(self) -> str:
         """How many claims got which verdict."""
-        words = [self.study.words.get(f.verdict, f.verdict) for f in self.found]
-        return (
-            ", ".join(f"{words.count(word)} {word}" for word in sorted(set(words))) or "no claims"
-        )
+        return counted([self.study.words.get(f.verdict, f.verdict) for f in self.found])
+
+
+def counted(verdicts: Sequence[str]) -> str:
+    """How many of each, as "2 reproduced, 1 undecided"."""
+    words = sorted(set(verdicts))
+    return ", ".join(f"{verdicts.count(word)} {word}" for word in words) or "no claims"
+
+
+def _without(config: Mapping[str, Any], begin: tuple[str, ...]) -> dict[str, Any]:
+    """A config less the keys that begin so; null counts as absent."""
+    return {k: v for k, v in config.items() if v is not None and not k.startswith(begin)}
 
 
 def _changed(f: Found) -> dict[str, Any]:

@@ -36,6 +36,7 @@ class Measure:
     words: str  # as a sentence has it
     read: Callable[[Run, Study], float]
     is_error: bool = False  # a test or training error: a run that diverged counts as chance
+    form: str = ".2f"  # of its differences
 
 
 def chance(run: Run) -> float:
@@ -172,6 +173,6 @@ ALL = (
         epochs_to("batch_error"),
     ),
     Measure("simulated_s", "s", "the simulated seconds", summary("simulated_s")),
-    Measure("test_loss", "", "the final test loss", summary("test_loss_final")),
+    Measure("test_loss", "", "the final test loss", summary("test_loss_final"), form=".3g"),
 )
 MEASURES = {measure.name: measure for measure in ALL}

@@ -492,3 +492,23 @@ def test_a_split_without_a_config_is_a_validation_too() -> None:
     length = plan.Length(images=64, batch=4, epochs=1)
     assert identity.evaluated_on(small_plan(task=task, length=length).config) == "validation"
     assert identity.evaluated_on(small_plan().config) == "test"
+
+
+class Labelled(ASGD):
+    name, label = "mine", "Mine, v2"
+
+
+def test_a_rule_of_ones_own_has_its_label_and_a_colour_of_its_own(tmp_path: Path) -> None:
+    mine, plain = (
+        experiment.run(small_plan(run_dir=tmp_path / rule.name, rule=rule), say=len)
+        for rule in (Labelled(), ASGD())
+    )
+    assert "rule_label" not in summary_in(plain)
+    groups = report.grouped([read.Run.read(path) for path in (mine, plain)])
+    assert list(groups) == ["ASGD, M = 2", "Mine, v2, M = 2"]
+    lines = report.draw(groups, "both").axes[0].lines
+    colours = {str(line.get_label()): line.get_color() for line in lines}
+    assert colours["ASGD, M = 2"] == "#D55E00" != colours["Mine, v2, M = 2"]
+    text = report.comparison([tmp_path], None)  # a quadratic: losses, no columns of errors
+    assert f"| ASGD, M = 2 | 1 | {summary_in(plain)['test_loss_final']:.4g} |" in text
+    assert "error" not in text

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dcasgd_repro.study.figures import figure, sheet, unframed
-from dcasgd_repro.study.figures.drawing import BLUE, GREY, RED, look
+from dcasgd_repro.study.figures.drawing import BLUE, GREY, RED
 from dcasgd_repro.study.verdicts import NOTHING, Difference
 
 if TYPE_CHECKING:
@@ -27,12 +27,13 @@ def table(evidence: Evidence) -> Figure:
     errors, claims = drawn.subplots(1, 2, width_ratios=[1, 1])
     cells = list(evidence.runs)
     for row, cell in enumerate(cells):
-        values = list(evidence.values(cell, "last10").values())
-        colour, marker = look(evidence.runs[cell])
-        errors.scatter(values, [row] * len(values), s=26, color=colour, marker=marker, alpha=0.75)
+        values = list(evidence.values(cell, evidence.closing.name).values())
+        look = evidence.look(cell)
+        style: dict[str, Any] = {"color": look.colour, "marker": look.marker, "alpha": 0.75}
+        errors.scatter(values, [row] * len(values), s=26, **style)
         if values:
             mean = np.mean(values)
-            errors.plot([mean, mean], [row - 0.3, row + 0.3], color=colour, linewidth=2)
+            errors.plot([mean, mean], [row - 0.3, row + 0.3], color=look.colour, linewidth=2)
         if lost := len(evidence.runs[cell]) - len(values):
             errors.annotate(f"{lost} not finished", (0.98, row), xycoords=("axes fraction", "data"),
                             ha="right", va="center", fontsize=8, color=RED)  # fmt: skip
@@ -47,7 +48,7 @@ def table(evidence: Evidence) -> Figure:
         errors.legend(frameon=False)
     errors.set_yticks(range(len(cells)), cells)
     errors.set_ylim(len(cells) - 0.5, -0.5)
-    errors.set_xlabel(f"{evidence.on} error, mean of the last ten evaluations (%)")
+    errors.set_xlabel(evidence.closing_words)
     forest(evidence, claims)
     unframed(errors, claims)
     return drawn
@@ -81,13 +82,13 @@ def forest(evidence: Evidence, axes: Axes) -> None:
 
     A claim of another measure than the study's, or about no difference, has its row empty.
     """
-    unit = "s" if evidence.study.measure == "simulated_s" else "points of error"
+    unit = evidence.measure.unit or "loss"
+    unit = "points of error" if unit == "points" else unit
     of_paper, found = evidence.of_the_paper, evidence.found
     paper = [f.claim.paper if of_paper and f.claim.higher else None for f in found]
     colours = {"reproduced": BLUE, "not reproduced": RED}
     chosen = [colours.get(f.verdict, GREY) for f in evidence.found]
-    measure = evidence.study.measure
-    shown = [f.difference if f.measure.name == measure else NOTHING for f in found]
+    shown = [f.difference if f.measure == evidence.measure else NOTHING for f in found]
     intervals(axes, shown, chosen, [p for p in paper if p])
     for row, (f, theirs) in enumerate(zip(evidence.found, paper, strict=True)):
         if theirs is not None:
@@ -99,6 +100,8 @@ def forest(evidence: Evidence, axes: Axes) -> None:
     names = [f"{f.claim}\n{evidence.study.words.get(f.verdict, f.verdict)}" for f in evidence.found]
     axes.set_yticks(range(len(names)), names, fontsize=8, linespacing=1.0)
     axes.set_ylim(len(names) - 0.5, -0.5)
+    if not evidence.has_errors:  # a loss has any size: no row of zeros at each tick
+        axes.ticklabel_format(axis="x", scilimits=(-2, 4))
     axes.set_xlabel(f"paired difference, {unit}, 95 % interval\nright of 0: as claimed")
 
 
