@@ -23,7 +23,6 @@ from dcasgd_repro.study.looks import NO_RUN, Look, looks
 from dcasgd_repro.study.measures import MEASURES, Measure, chance, curve
 from dcasgd_repro.study.runs import differing, evaluated_on, has_errors, tabulate
 from dcasgd_repro.study.verdicts import (
-    ENOUGH,
     FAILS,
     HOLDS,
     LEVEL,
@@ -49,11 +48,11 @@ class Found:
     difference: Difference | probed.Median  # higher - lower, in the measure's unit
     dc_ratio: float  # of ``lower``
     verdict: str
-    instead: str = ""  # shown in place of a difference, where the claim is about none
+    observed: str = ""  # in words, of a claim that is not about a difference
     p: float = math.nan  # of its test; nan where it has none
-    by_size: bool = False  # whether the verdict is that the correction is too small, whatever p is
+    by_size: bool = False  # the verdict is that the correction is too small; p did not decide it
     adjusted: float = math.nan  # Holm's, over the study's primary claims
-    lost: tuple[str, ...] = ()  # cells with runs that diverged, which count as chance
+    diverged: tuple[str, ...] = ()  # cells with runs that diverged, which count as chance
     change: Difference = NOTHING  # of the difference, against that of the claim on ``than``
     moved: bool = False  # the interval of ``change`` leaves out 0, over enough seeds, none lost
 
@@ -174,7 +173,7 @@ class Evidence:
         }
         return {seed: value for seed, value in found.items() if math.isfinite(value)}
 
-    def ranked(self, cell: str, measure: Measure) -> dict[int, float]:
+    def with_diverged(self, cell: str, measure: Measure) -> dict[int, float]:
         """As ``values``, but a run that diverged has the error of guessing."""
         lost = {run.summary["seed"]: chance(run) for run in self.runs[cell] if run.diverged}
         return self.values(cell, measure.name) | (lost if measure.is_error else {})
@@ -203,7 +202,7 @@ class Evidence:
         judge = {
             "lower": self._lower,
             "equal": self._equal,
-            "cell": self._near,
+            "cell": self._near_paper,
             "curve": self._curve,
             "order": self._order,
             "probe": self._probe,
@@ -213,55 +212,59 @@ class Evidence:
             for cell in claim.cells
         }
         named = tuple(f"{cell} (seed {', '.join(seeds)})" for cell, seeds in lost.items() if seeds)
-        blank = Found(claim, measure, NOTHING, self.ratio(claim.lower), UNDECIDED, lost=named)
-        return judge[claim.kind](blank)
+        undecided = Found(
+            claim, measure, NOTHING, self.ratio(claim.lower), UNDECIDED, diverged=named
+        )
+        return judge[claim.kind](undecided)
 
-    def _lower(self, blank: Found) -> Found:
-        claim, measure = blank.claim, blank.measure
-        found = self._gap(claim, measure)
+    def _lower(self, undecided: Found) -> Found:
+        claim, measure = undecided.claim, undecided.measure
+        found = self._difference(claim, measure)
         size = self.of_the_paper and self.study.size_counts and not claim.margin
         least = (claim.paper or 0.0) / 2 if size else 0.0
         word, p = above(found, claim.margin, least, self.study.least_n)
         tiny = self.study.least_dc_ratio
-        if tiny and blank.dc_ratio < tiny and found.n >= self.study.least_n:
-            word, blank = FAILS, replace(blank, by_size=True)
-        if not self._whole(claim, measure=measure):
+        if tiny and undecided.dc_ratio < tiny and found.n >= self.study.least_n:
+            word, undecided = FAILS, replace(undecided, by_size=True)
+        if not self._complete(claim, measure=measure):
             word = UNDECIDED
-        judged = replace(blank, difference=found, verdict=word, p=p)
+        judged = replace(undecided, difference=found, verdict=word, p=p)
         if claim.than is None:
             return judged
         # (higher - lower) - (higher' - lower') at equal seeds; ' is the claim on ``than``
         [other] = [c for c in self.study.claims if c.lower == claim.than and c.higher]
-        change = difference(self._gains(claim, measure), self._gains(other, measure))
-        moved = change.n >= ENOUGH and abs(change.mean) > change.half
-        whole = self._whole(claim, other)
+        change = difference(
+            self._differences_by_seed(claim, measure), self._differences_by_seed(other, measure)
+        )
+        moved = change.n >= self.study.least_n and abs(change.mean) > change.half
+        whole = self._complete(claim, other)
         return replace(judged, change=change, moved=moved and whole)
 
-    def _equal(self, blank: Found) -> Found:
-        assert blank.claim.within is not None
-        found = self._gap(blank.claim, blank.measure)
-        word, p = equal(found, blank.claim.within, self.study.least_n)
-        whole = self._whole(blank.claim, measure=blank.measure)
-        return replace(blank, difference=found, verdict=word if whole else UNDECIDED, p=p)
+    def _equal(self, undecided: Found) -> Found:
+        assert undecided.claim.within is not None
+        found = self._difference(undecided.claim, undecided.measure)
+        word, p = equal(found, undecided.claim.within, self.study.least_n)
+        whole = self._complete(undecided.claim, measure=undecided.measure)
+        return replace(undecided, difference=found, verdict=word if whole else UNDECIDED, p=p)
 
-    def _near(self, blank: Found) -> Found:
-        """A cell's mean against the paper's number, within a part of it."""
-        claim = blank.claim
+    def _near_paper(self, undecided: Found) -> Found:
+        """A cell's mean is the paper's number, to within a part of it."""
+        claim = undecided.claim
         assert claim.paper is not None
         assert claim.within is not None
         if not self.of_the_paper:
-            return replace(blank, verdict=ELSEWHERE)
-        ours = self.values(claim.lower, blank.measure.name)
+            return replace(undecided, verdict=ELSEWHERE)
+        ours = self.values(claim.lower, undecided.measure.name)
         found = difference(ours, dict.fromkeys(ours, claim.paper))
         word = HOLDS if abs(found.mean) <= claim.within * claim.paper else FAILS
-        whole = found.n and self._whole(claim)
-        return replace(blank, difference=found, verdict=word if whole else UNDECIDED)
+        whole = found.n and self._complete(claim)
+        return replace(undecided, difference=found, verdict=word if whole else UNDECIDED)
 
-    def _curve(self, blank: Found) -> Found:
+    def _curve(self, undecided: Found) -> Found:
         """The mean distance of a cell's training error from the paper's curve, over the seeds."""
-        claim, distances = blank.claim, dict[int, float]()
+        claim, distances = undecided.claim, dict[int, float]()
         if not self.of_the_paper:
-            return replace(blank, verdict=ELSEWHERE)
+            return replace(undecided, verdict=ELSEWHERE)
         paper = self.study.curves
         paper = paper[(paper["cell"] == claim.lower) & (paper["split"] == "train")]
         paper = paper[paper["workers"] == paper["workers"].max()].sort_values("epoch")
@@ -270,20 +273,23 @@ class Evidence:
             at = np.array(self.study.epochs)
             covered = [len(c) and c["epoch"].max() >= at.max() - 1e-9 for c in (ours, paper)]
             if not run.finished or not all(covered):
-                return blank  # a mean over the others would flatter
-            here = np.interp(at, ours["epoch"], ours["error"])
-            theirs = np.interp(at, paper["epoch"], 100 * paper["error"])
-            distances[run.summary["seed"]] = float(np.mean(np.abs(here - theirs)))
+                return undecided  # a mean over the others would flatter
+            our_errors = np.interp(at, ours["epoch"], ours["error"])
+            their_errors = np.interp(at, paper["epoch"], 100 * paper["error"])
+            distances[run.summary["seed"]] = float(np.mean(np.abs(our_errors - their_errors)))
         if not distances:
-            return blank
+            return undecided
         distance, n = float(np.mean(list(distances.values()))), len(distances)
         assert claim.within is not None
         word = HOLDS if distance < claim.within else FAILS
-        return replace(blank, instead=f"{distance:.1f} away, n = {n}", verdict=word)
+        return replace(undecided, observed=f"{distance:.1f} away, n = {n}", verdict=word)
 
-    def _order(self, blank: Found) -> Found:
-        """Whether every seed that all cells have shows the order; never reached is infinite."""
-        cells, read = blank.claim.cells, blank.measure.read
+    def _order(self, undecided: Found) -> Found:
+        """Whether the order holds at every seed that all cells have.
+
+        A level that a run never reaches counts as infinitely many epochs.
+        """
+        cells, read = undecided.claim.cells, undecided.measure.read
         by_cell = {
             cell: {
                 run.summary["seed"]: math.inf if run.diverged else read(run, self.study)
@@ -296,29 +302,29 @@ class Evidence:
         rows = [[by_cell[cell][seed] for cell in cells] for seed in seeds]
         rows = [row for row in rows if not any(map(math.isnan, row))]
         if not rows:
-            return blank
+            return undecided
         holds = all(a < b for row in rows for a, b in itertools.pairwise(row))
         means = [
             "never" if math.isinf(value) else f"{value:.1f}" for value in np.mean(rows, axis=0)
         ]
         shown = f"{', '.join(means)}, n = {len(rows)}"
-        return replace(blank, instead=shown, verdict=HOLDS if holds else FAILS)
+        return replace(undecided, observed=shown, verdict=HOLDS if holds else FAILS)
 
-    def _probe(self, blank: Found) -> Found:
-        """A column of a cell's probe.csv files, by blocks of pushes."""
-        claim = blank.claim
-        there = self.probes[self.probes["cell"] == claim.lower]
-        found = probed.median(there, str(claim.column))
-        word = probed.verdict(claim, found) if self._whole(claim) else UNDECIDED
-        return replace(blank, difference=found, verdict=word)
+    def _probe(self, undecided: Found) -> Found:
+        """The median of a column of a cell's probe.csv files lies between the claim's ends."""
+        claim = undecided.claim
+        of_cell = self.probes[self.probes["cell"] == claim.lower]
+        found = probed.median(of_cell, str(claim.column))
+        word = probed.verdict(claim, found) if self._complete(claim) else UNDECIDED
+        return replace(undecided, difference=found, verdict=word)
 
-    def _gap(self, claim: Claim, measure: Measure) -> Difference:
+    def _difference(self, claim: Claim, measure: Measure) -> Difference:
         return difference(
-            self.ranked(str(claim.higher), measure), self.ranked(claim.lower, measure)
+            self.with_diverged(str(claim.higher), measure), self.with_diverged(claim.lower, measure)
         )
 
-    def _whole(self, *claims: Claim, measure: Measure | None = None) -> bool:
-        """Whether all runs of these claims' cells have ended, and their seeds are the same.
+    def _complete(self, *claims: Claim, measure: Measure | None = None) -> bool:
+        """Whether the cells of these claims have equal seeds, and each run has ended.
 
         A cell may have its ``extra_seeds`` beyond the others'. With a ``measure`` that is an error,
         a run that diverged counts, as chance; a run that finished must have the measure.
@@ -338,7 +344,7 @@ class Evidence:
         finished = sum(run.finished for _, run in runs)
         return finished == sum(len(self.values(cell, measure.name)) for cell in cells)
 
-    def _gains(self, claim: Claim, measure: Measure) -> dict[int, float]:
+    def _differences_by_seed(self, claim: Claim, measure: Measure) -> dict[int, float]:
         lower = self.values(claim.lower, measure.name)
         higher = self.values(str(claim.higher), measure.name)
         return {seed: higher[seed] - lower[seed] for seed in lower.keys() & higher.keys()}
@@ -372,8 +378,8 @@ class Evidence:
             del row["rule"]
             for kind in ("asgd", "sgd"):
                 other = self.baseline(cell, kind)
-                theirs = self.ranked(other, self.closing) if other else {}
-                d = difference(self.ranked(cell, self.closing), theirs)
+                theirs = self.with_diverged(other, self.closing) if other else {}
+                d = difference(self.with_diverged(cell, self.closing), theirs)
                 row |= {f"minus_{kind}_mean": d.mean, f"minus_{kind}_half": d.half}
                 row[f"minus_{kind}_n"] = d.n
             if cell in self.study.paper.index:
@@ -392,13 +398,13 @@ class Evidence:
                 "claim": str(f.claim),
                 "family": f.claim.family,
                 "unit": f.claim.column or f.measure.unit,
-                "difference": f.difference.mean,
+                "difference": f.difference.estimate,
                 "half": f.difference.half,
                 "n": f.difference.n,
                 "paper": f.claim.paper,
                 "dc_ratio": f.dc_ratio,
-                "told": f.instead,
-                "cells_with_diverged_runs": len(f.lost),
+                "told": f.observed,
+                "cells_with_diverged_runs": len(f.diverged),
                 "p": f.p,
                 "p_holm": f.adjusted,
                 "verdict": self.study.words.get(f.verdict, f.verdict),

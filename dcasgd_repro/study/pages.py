@@ -261,15 +261,15 @@ def markdown_claims(evidence: Evidence) -> str:
     lines.append("|---|" + "---:|" * (len(head) - 1) + "---|")
     for f in evidence.found:
         paper = "-" if f.claim.paper is None else f"{f.claim.paper:g}"
-        line = [str(f.claim), f.instead or difference_of(f)]
-        line += ["" if f.instead else str(f.difference.n), paper, number(f.dc_ratio, ".1e")]
+        line = [str(f.claim), f.observed or difference_of(f)]
+        line += ["" if f.observed else str(f.difference.n), paper, number(f.dc_ratio, ".1e")]
         if compared:
             change = f"{f.change:{f.measure.form}}{', **moved**' if f.moved else ''}"
             line.append(change if f.claim.than else "")
         if families != {"exploratory"}:
             line.append(f"{f.claim.family}{holm_p(f)}")
         word = evidence.study.words.get(f.verdict, f.verdict)
-        line.append(f"{word}; diverged: {'; '.join(f.lost)}" if f.lost else word)
+        line.append(f"{word}; diverged: {'; '.join(f.diverged)}" if f.diverged else word)
         lines.append("| " + " | ".join(line) + " |")
     return "\n".join(lines)
 

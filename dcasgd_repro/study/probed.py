@@ -31,10 +31,14 @@ NAMES = ("c", "c_sum", "abs", "a_0.5", "a_2")
 class Median(NamedTuple):
     """The median of n block medians, and its 95 % interval; infinite for fewer than 6 blocks."""
 
-    mean: float  # the middle: named as a paired Difference's
+    median: float
     low: float
     high: float
     n: int
+
+    @property
+    def estimate(self) -> float:
+        return self.median
 
     @property
     def half(self) -> float:
@@ -45,7 +49,7 @@ class Median(NamedTuple):
         if not self.n:
             return "-"
         width = f" [{self.low:.3g}, {self.high:.3g}]" if math.isfinite(self.half) else ""
-        return f"{self.mean:.3g}{width}"
+        return f"{self.median:.3g}{width}"
 
 
 def rows(runs: Mapping[str, Sequence[Run]]) -> pd.DataFrame:
@@ -70,7 +74,9 @@ def checked(run: Run, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def median(table: pd.DataFrame, column: str) -> Median:
-    """Of a column's block medians, over the seeds of one cell. Blocks that end early are left out.
+    """The median of a column's block medians, over the seeds of one cell, and its interval.
+
+    A block that the run ended in is left out.
 
     Raises BadInput for a column that is not there.
     """
@@ -93,9 +99,9 @@ def rank(n: int) -> int:
 
 
 def verdict(claim: Claim, found: Median) -> str:
-    """It holds where the whole interval lies between the claim's ends, fails where it misses them.
+    """The claim holds if the whole interval lies between its ends, and fails if none of it does.
 
-    Undecided where it does neither.
+    Undecided if a part of it does.
     """
     above = -math.inf if claim.above is None else claim.above
     below = math.inf if claim.below is None else claim.below

@@ -62,7 +62,7 @@ def evaluated_on(runs: Sequence[Run]) -> str:
         first.setdefault(run.evaluated_on, run)
     if len(first) > 1:
         remedy = f"evaluated on validation images, but {first['test'].path} on test images; "
-        raise BadInput("report", first["validation"].path, remedy + "report them apart")
+        raise BadInput("report", first["validation"].path, remedy + "report them separately")
     return next(iter(first), "test")
 
 

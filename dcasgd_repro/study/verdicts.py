@@ -31,6 +31,10 @@ class Difference:
     n: int
 
     @property
+    def estimate(self) -> float:
+        return self.mean
+
+    @property
     def low(self) -> float:
         return self.mean - self.half
 

@@ -278,7 +278,7 @@ def test_a_run_that_diverged_counts_as_guessing_and_is_named(mine: Path) -> None
     dc = evidence.found[0]
     assert dc.verdict == "undecided"
     assert (dc.difference.n, dc.difference.mean) == (3, pytest.approx((5 - 39 + 7) / 3))
-    assert dc.lost == ("dc-8 (seed 1)",)
+    assert dc.diverged == ("dc-8 (seed 1)",)
     assert evidence.found[1].verdict == "not reproduced"
     row = evidence.table.set_index("cell").loc["dc-8"]
     assert (row["n"], row["diverged"]) == (2, 1)
@@ -347,12 +347,12 @@ def test_equivalence_order_margin_and_curve_are_judged(mine: Path) -> None:
     # from 90 at epoch 0: sgd is at 30 at 1; dc at 85, 84, 83 at 1 and at 45 at 2; asgd at 90 at 1
     # and at 50, 51, 52 at 2, so that seed 2 never comes to 51.5
     at = np.mean([1 + (first - 51.5) / (first - 45) for first in (85, 84, 83)])
-    assert evidence.found[3].instead == f"{38.5 / 60:.1f}, {at:.1f}, never, n = 3"
+    assert evidence.found[3].observed == f"{38.5 / 60:.1f}, {at:.1f}, never, n = 3"
     assert words[3:5] == ["reproduced", "not reproduced"]
     # sgd 30 against 36 at epoch 2 and 32 at epoch 4: 4 away on average
-    assert evidence.found[5].instead == "4.0 away, n = 3"
+    assert evidence.found[5].observed == "4.0 away, n = 3"
     assert words[5:7] == ["reproduced", "not reproduced"]
-    assert (words[7], evidence.found[7].instead) == ("undecided", "")  # no run has that column
+    assert (words[7], evidence.found[7].observed) == ("undecided", "")  # no run has that column
     page = results.page(evidence, ["", results.markdown_claims(evidence)])
     assert "| dc-8 = tiny-8 within 1 | +0.00 ± 0.00 | 3 | - |" in page
     assert "asgd-8 - dc-8 >= 3" in page
@@ -423,7 +423,7 @@ def test_a_curve_beyond_what_was_run_is_not_judged(mine: Path) -> None:
     with pytest.raises(BadInput, match="a curve is compared at epochs"):
         claims_of(mine, [claim], "laptop")
     evidence = claims_of(mine, [claim], "paper", epochs=[2, 9])  # the runs have 5 epochs
-    assert (evidence.found[0].verdict, evidence.found[0].instead) == ("undecided", "")
+    assert (evidence.found[0].verdict, evidence.found[0].observed) == ("undecided", "")
 
 
 def test_a_run_is_read_up_to_the_epoch_its_study_stops_at(mine: Path) -> None:
@@ -770,3 +770,17 @@ def test_a_study_of_ones_own_is_in_the_overview_and_its_links_lead_somewhere(min
     assert cli.report([]) == 0
     row = "| [own](own/laptop/README.md) | laptop | 1 can explain | 12 (n = 3) | commit abcdef0;"
     assert row in Path("results/README.md").read_text()
+
+
+def test_a_change_counts_from_as_many_seeds_as_the_study_asks_for(mine: Path) -> None:
+    folder = Path("results/mine/laptop/runs")
+    for seed, points in enumerate((1.9, 2, 2)):
+        dc = pd.read_csv(folder / f"dc-8-seed{seed}" / "metrics.csv")
+        path = folder / f"tiny-8-seed{seed}" / "metrics.csv"
+        pd.read_csv(path).assign(test_error=dc["test_error"] + points / 100).to_csv(path)
+    claims: list[dict[str, object]] = [
+        {"lower": "dc-8", "higher": "asgd-8"},
+        {"lower": "tiny-8", "higher": "asgd-8", "than": "dc-8"},
+    ]
+    assert claims_of(mine, claims, "laptop").found[1].moved
+    assert not claims_of(mine, claims, "laptop", least_n=4).found[1].moved

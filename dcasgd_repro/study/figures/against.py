@@ -24,7 +24,7 @@ LAMBDA_DASHES = ("--", "-.", ":", "-", *DASHES[4:])
 
 
 @figure("lambda")
-def sensitivity(evidence: Evidence) -> Figure:
+def against_lambda(evidence: Evidence) -> Figure:
     """Left: test error against epochs by lambda_0. Right: the last-10 error against lambda_0.
 
     A cell is called ``lambda-VALUE``; the dashed line is sequential SGD, where a cell has it.
@@ -57,7 +57,9 @@ def sensitivity(evidence: Evidence) -> Figure:
         theirs.append(draw_paper(by_epoch, their_part, paper["error"], look.colour))
     closing = evidence.closing
     points = [
-        (cells[name], value) for name in cells for value in evidence.ranked(name, closing).values()
+        (cells[name], value)
+        for name in cells
+        for value in evidence.with_diverged(name, closing).values()
     ]
     if points:
         frame = pd.DataFrame(points, columns=["lambda", "error"])
@@ -97,7 +99,7 @@ def sensitivity(evidence: Evidence) -> Figure:
 
 
 @figure("workers")
-def tax(evidence: Evidence) -> Figure:
+def against_workers(evidence: Evidence) -> Figure:
     """The closing error against M: a line through the means, a dot for each seed.
 
     A line joins cells of one configuration, which differ in M alone. It begins at M = 1 with
@@ -108,7 +110,7 @@ def tax(evidence: Evidence) -> Figure:
     lines = evidence.lines
     named = separated({name: evidence.look(cells[0]) for name, cells in lines.items()})
     looks = {cell: named[name] for name, cells in lines.items() for cell in cells}
-    points = {cell: list(evidence.ranked(cell, evidence.closing).values()) for cell in looks}
+    points = {cell: list(evidence.with_diverged(cell, evidence.closing).values()) for cell in looks}
     for name, cells in lines.items():
         if evidence.runs[cells[0]][0].kind == "sgd" and points[cells[0]]:
             mean, look = float(np.mean(points[cells[0]])), named[name]
@@ -150,7 +152,7 @@ def tax(evidence: Evidence) -> Figure:
 
 
 @figure("lr")
-def tuning(evidence: Evidence) -> Figure:
+def against_tuned_key(evidence: Evidence) -> Figure:
     """Validation error against the tuned key: a dot for each seed, a line through the means.
 
     The best value of each cell is circled. Where a run diverged there is no mean to draw, and an x

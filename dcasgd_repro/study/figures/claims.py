@@ -111,13 +111,16 @@ def intervals(
     colours: Sequence[str],
     also: Sequence[float] = (),
 ) -> None:
-    """A row for each difference, an arrow where its interval goes on; ``also`` is in sight."""
-    ends = [abs(d.mean) for d in differences if d.n] + [abs(value) for value in also] or [1.0]
+    """A row for each difference with its interval, an arrow where that leaves the axes.
+
+    The axes are wide enough for the values in ``also``.
+    """
+    ends = [abs(d.estimate) for d in differences if d.n] + [abs(value) for value in also] or [1.0]
     halves = [d.half for d in differences if np.isfinite(d.half)]
     widest = 1.1 * (max(ends) + (float(np.median(halves)) if halves else 0.0))
     for row, (d, colour) in enumerate(zip(differences, colours, strict=True)):
         if d.n:
-            axes.plot([d.mean], [row], "o", color=colour, markersize=5)
+            axes.plot([d.estimate], [row], "o", color=colour, markersize=5)
         if d.n > 1:
             low, high = max(d.low, -widest), min(d.high, widest)
             axes.plot([low, high], [row, row], color=colour, linewidth=1.8)
