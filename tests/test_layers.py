@@ -30,13 +30,13 @@ INSIDE = {
         {"verify"},
     ],
     "study": [
-        {"__init__", "figures", "looks", "measures", "verdicts", "launchers"},
+        {"__init__", "figures", "looks", "timeline", "measures", "verdicts", "launchers"},
         {"grid", "runs"},
         {"reproduce", "probed"},
         {"evidence", "display"},
         {"tune", "drawing"},
         {"claims", "curves", "against", "probes"},
-        {"pages"},
+        {"pages", "diagnose"},
         {"request"},
     ],
     "bench": [{"__init__", "timing"}, {"parts"}, {"page"}],
@@ -118,6 +118,7 @@ def test_the_config_stops_at_the_door(path: Path) -> None:
         "run.plan",
         "study.reproduce",
         "study.pages",
+        "study.diagnose",
         "study.tune",
     ],
 )

@@ -167,6 +167,19 @@ def report(arguments: list[str]) -> int:
     return 0
 
 
+def diagnose(arguments: list[str]) -> int:
+    parser = Parser("dcasgd-repro diagnose", description=texts.DIAGNOSE_HELP)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder")
+    parser.add_argument("--out", type=Path, default=Path("outputs/diagnose"),
+                        help="where the figures go (default: outputs/diagnose)")  # fmt: skip
+    given = parser.parse_args(arguments)
+
+    from dcasgd_repro.study.diagnose import diagnose as diagnosed
+
+    print(diagnosed(given.runs, given.out))
+    return 0
+
+
 def reproduce(arguments: list[str]) -> int:
     from dcasgd_repro.study.request import request
 
@@ -256,6 +269,7 @@ OWN: dict[str, Callable[[list[str]], int]] = {
     "reproduce": reproduce,
     "tune": tune,
     "report": report,
+    "diagnose": diagnose,
     "verify": verify,
     "data": data,
     "bench": bench,

@@ -10,7 +10,7 @@ CONF = Path(__file__).parents[1] / "conf"
 if not CONF.exists():  # an editable install: conf/ stands beside the package
     CONF = Path(__file__).parents[2] / "conf"
 
-COMMANDS = "train, schedule, reproduce, tune, report, verify, data, bench or completion"
+COMMANDS = "train, schedule, reproduce, tune, report, diagnose, verify, data, bench or completion"
 
 HELP = """\
 dcasgd-repro: asynchronous SGD with delay compensation, simulated on one device
@@ -18,10 +18,11 @@ dcasgd-repro: asynchronous SGD with delay compensation, simulated on one device
 usage: dcasgd-repro COMMAND [...]
 
   train      run one experiment, or a sweep of them
-  schedule   draw a schedule of asynchronous workers: its delays, histogram and log
+  schedule   draw a schedule of asynchronous workers: its delays, first rounds and log
   reproduce  run a table or figure of the paper, or what it still lacks
   tune       choose a key of a study's cells, as the learning rate, by validation
   report     tables and figures from finished runs, beside the paper's
+  diagnose   what happened in a run: a figure and a paragraph
   verify     make the start of a committed run again and compare
   data       fetch, verify or find CIFAR-10
   bench      what a simulated worker costs on this device
@@ -64,8 +65,8 @@ usage: dcasgd-repro schedule [schedule=NAME] [workers=M] [KEY=VALUE ...]
                 run_dir=DIR (where the log and the figure go)
 
 Prints the table of delays, the log's sha256 and its simulated duration; saves the log, the table
-and a histogram. The number of pushes is that of the scale (unset: as for train, with paper for
-cifar10).
+and a figure: a histogram of the delays, and who computes and waits in the first rounds. The number
+of pushes is that of the scale (unset: as for train, with paper for cifar10).
 
 examples
   dcasgd-repro schedule schedule=gamma workers=8
@@ -125,6 +126,9 @@ DATA_HELP = "CIFAR-10: fetch it, verify it bit for bit, or say where it is looke
 BENCH_HELP = """Paired timings on this device: what simulating workers costs over plain PyTorch, how
 much memory backups take, how fast schedules, updates and engines are. About 25 minutes for
 all on two CPU cores; leave the machine alone meanwhile."""
+DIAGNOSE_HELP = """What happened in a run, from its text files, in a figure and a paragraph: delays,
+who computed and waited in the first rounds, how far the server had moved, how large gradients and
+corrections were, and, with a probe.csv, whether corrections pointed the right way."""
 REPORT_HELP = """Tables and figures from finished runs. Without arguments, or with the name of a
 study, those of results/ beside the paper's; with run directories, or folders of them, one table of
 these runs, grouped over seeds."""

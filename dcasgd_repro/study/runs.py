@@ -17,7 +17,7 @@ from dcasgd_repro.errors import BadInput
 from dcasgd_repro.run.identity import FULL
 from dcasgd_repro.run.read import FINGERPRINT, KEPT, Run
 from dcasgd_repro.schedule import Schedule, delay_table
-from dcasgd_repro.study.figures import save, sheet, unframed
+from dcasgd_repro.study.figures import save, sheet, timeline, unframed
 from dcasgd_repro.study.looks import PAPERS, label_of, looks, separated
 from dcasgd_repro.study.measures import chance
 
@@ -285,20 +285,21 @@ def draw(groups: Mapping[str, Sequence[Run]], title: str) -> Figure:
 
 
 def schedule(log: Schedule, out: Path) -> str:
-    """Saves a schedule, its delay table and histogram below ``out``; returns what to print."""
+    """Saves a schedule, its delay table and a figure below ``out``; returns what to print.
+
+    The figure: a histogram of the delays, and a Gantt chart of the first rounds.
+    """
     table, delays = delay_table(log), log.delays()
     out.mkdir(parents=True, exist_ok=True)
     log.save(out / "schedule.csv.gz")
     table.to_csv(out / "delays.csv", index=False, lineterminator="\n")
-    figure = sheet(6.4, 3.6)
-    axes = figure.subplots()
-    counts = np.bincount(delays) / len(delays)
-    axes.bar(np.arange(len(counts)), counts, width=0.9, color="#0072B2")
-    axes.axvline(delays.mean(), color="black", linestyle="--", linewidth=1)
-    spread = f"mean {delays.mean():.2f} (dashed), sd {delays.std():.2f}, max {delays.max()}"
-    axes.set_title(f"{log.workers} workers, {log.pushes:,} pushes: {spread}", fontsize=10)
-    axes.set(xlabel="delay (pushes)", ylabel="share of pushes")
-    axes.spines[["top", "right"]].set_visible(False)
+    figure = sheet(12.5, 4.2)
+    shares, rounds = figure.subplots(1, 2, width_ratios=[1, 1.6])
+    timeline.histogram(shares, log)
+    timeline.gantt(rounds, log)
+    spread = f"mean {delays.mean():.2f}, sd {delays.std():.2f}, max {delays.max()}"
+    figure.suptitle(f"{log.workers} workers, {log.pushes:,} pushes: delay {spread}", fontsize=10)
+    unframed(shares)
     figure.savefig(out / "delays.png", dpi=120)
     return "\n".join(
         (
@@ -308,7 +309,7 @@ def schedule(log: Schedule, out: Path) -> str:
             f"simulated duration {log.duration_s:,.1f} s",
             f"sha256             {log.sha256()}",
             f"log                {out / 'schedule.csv.gz'}",
-            f"histogram          {out / 'delays.png'}",
+            f"figure             {out / 'delays.png'}",
         )
     )
 

@@ -68,12 +68,18 @@ def panels_of(table: pd.DataFrame, batch: int, panels: Sequence[Axes]) -> None:
 
 
 def running(
-    axes: Axes, table: pd.DataFrame, column: str, colour: str, label: str | None = None
+    axes: Axes,
+    table: pd.DataFrame,
+    column: str,
+    colour: str,
+    label: str | None = None,
+    shaded: bool = True,
 ) -> None:
-    """The running median over 200 pushes, the quartiles shaded."""
+    """The running median over 200 pushes, the quartiles shaded if that is asked for."""
     span = max(1.0, float(table["push"].max() - table["push"].min()))
     window = min(max(3, round(WINDOW * len(table) / span)), len(table))
     rolled = table[column].rolling(window, center=True, min_periods=max(1, window // 3))
     low, middle, high = (rolled.quantile(q) for q in (0.25, 0.5, 0.75))
     axes.plot(table["push"], middle, color=colour, linewidth=1.8, label=label)
-    axes.fill_between(table["push"], low, high, color=colour, alpha=0.15, linewidth=0)
+    if shaded:
+        axes.fill_between(table["push"], low, high, color=colour, alpha=0.15, linewidth=0)
