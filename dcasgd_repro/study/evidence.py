@@ -403,7 +403,7 @@ class Evidence:
                 "n": f.difference.n,
                 "paper": f.claim.paper,
                 "dc_ratio": f.dc_ratio,
-                "told": f.observed,
+                "observed": f.observed,
                 "cells_with_diverged_runs": len(f.diverged),
                 "p": f.p,
                 "p_holm": f.adjusted,
