@@ -142,17 +142,15 @@ class Evidence:
         """
         free = (*OF_WORKERS, *self._tuned_key)
         groups: dict[str, list[str]] = {}
-        for cell, runs in self.runs.items():
-            if runs:
-                rest = json.dumps([runs[0].kind, _without(runs[0].config, free)], sort_keys=True)
-                groups.setdefault(rest, []).append(cell)
+        configs = {c: _without(runs[0].config, free) for c, runs in self.runs.items() if runs}
+        for cell, config in configs.items():
+            rest = json.dumps([self.runs[cell][0].kind, config], sort_keys=True)
+            groups.setdefault(rest, []).append(cell)
         found = {}
-        for cells in sorted(groups.values(), key=lambda cells: self.runs[cells[0]][0].kind):
-            kind = self.runs[cells[0]][0].kind
-            alike = [self.runs[c[0]][0] for c in groups.values() if self.runs[c[0]][0].kind == kind]
-            configs = [_without(run.config, free) for run in alike]
-            words = differing(_without(self.runs[cells[0]][0].config, free), configs)
-            found[", ".join([self.look(cells[0]).label, *words])] = cells
+        for cell, *others in sorted(groups.values(), key=lambda c: self.runs[c[0]][0].kind):
+            label = self.look(cell).label
+            alike = [configs[c[0]] for c in groups.values() if self.look(c[0]).label == label]
+            found[", ".join([label, *differing(configs[cell], alike)])] = [cell, *others]
         return found
 
     @property

@@ -62,9 +62,9 @@ def label_of(run: Run) -> str:
 
 
 def separated(lines: Mapping[str, Look]) -> dict[str, Look]:
-    """The look of each line of a plot, by the line's name, which is its label where two are alike.
+    """The look of each line of a plot, by the line's name, which is its label where two have one.
 
-    Lines of one rule differ in their dashes; where all lines are, in their colours.
+    Lines of one rule differ in their dashes; where all lines are of one rule, in their colours.
     """
     found = {}
     for name, look in lines.items():
@@ -76,6 +76,7 @@ def separated(lines: Mapping[str, Look]) -> dict[str, Look]:
             else:
                 others = [look.dashes, *(dashes for dashes in DASHES if dashes != look.dashes)]
                 look = look._replace(dashes=others[k % len(others)])
+        if sum(theirs.label == look.label for theirs in lines.values()) > 1:
             look = look._replace(label=name)
         found[name] = look
     return found

@@ -417,12 +417,13 @@ def _own_row(folder: Path) -> str:
     place = f"{folder.parent.name}/{folder.name}"
     try:
         verdicts = pd.read_csv(folder / "claims.csv").get("verdict", pd.Series(dtype=str))
+        counts = counted([str(word).replace("|", "\\|") for word in verdicts])
         runs = [Run.read(path) for path in sorted(folder.glob("runs/*")) if path.is_dir()]
         done: dict[str, int] = {}
         for run in runs:
             cell = run.path.name.rpartition("-seed")[0]
             done[cell] = done.get(cell, 0) + run.finished
-        return _line(folder.parent.name, place, counted(list(verdicts)), runs, list(done.values()))
+        return _line(folder.parent.name, place, counts, runs, list(done.values()))
     except (BadInput, OSError, ValueError) as error:
         return f"| {folder.parent.name} | {folder.name} | not readable: {error} | | |"
 

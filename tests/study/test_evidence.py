@@ -671,6 +671,14 @@ def test_rules_of_ones_own_are_told_apart_and_move_no_other(mine: Path, kind: st
     assert lines_of(drawn(mine, kind))["yours"][:2] == lines["yours"][:2]
 
 
+def test_two_rules_of_one_label_are_two_lines(mine: Path) -> None:
+    cells_of(mine, {rule: {"error": 0.1, "rule": rule} for rule in ("mine", "yours")})
+    for path in Path("results/mine/laptop/runs").glob("*/summary.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"rule_label": "Same"}))
+    lines = lines_of(drawn(mine, "workers"))
+    assert set(lines) == {"Same, rule._target_=mine", "Same, rule._target_=yours"}
+
+
 def test_thirty_rules_have_their_looks_and_none_is_the_papers(mine: Path) -> None:
     cells_of(mine, {"asgd": {"error": 0.1}})
     [run] = Evidence(study(str(mine)), "laptop", Path("results")).all_runs
