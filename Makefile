@@ -9,10 +9,10 @@ HOW = $(if $(SCALE),scale=$(SCALE)) $(if $(SEEDS),seeds=$(SEEDS)) $(if $(JOBS),j
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup data train test lint types $(CIFAR) $(IMAGENET) report tensorboard bench torture golden clean
+.PHONY: help setup data train test test-gpu gpu-session lint types $(CIFAR) $(IMAGENET) report tensorboard bench torture golden clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: .venv/ready ## make .venv and install the package into it
 .venv/ready: pyproject.toml constraints.txt
@@ -30,6 +30,12 @@ train: data ## the main job; other runs: make train ARGS="+exp=cifar_asgd worker
 
 test: lint types ## lint, types, tests
 	.venv/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+
+test-gpu: .venv/ready ## the tests that need a CUDA device (not run on one yet)
+	.venv/bin/python -m pytest -m gpu tests/fast
+
+gpu-session: .venv/ready ## all that is to be measured on a GPU, unattended; without one: make gpu-session DEVICE=cpu
+	.venv/bin/python tests/gpu_session.py --device $(or $(DEVICE),cuda)
 
 lint: .venv/ready
 	.venv/bin/ruff check .
