@@ -14,19 +14,20 @@ WINGS = [
     {"models", "data", "lr"},
     {"schedule", "rules"},
     {"simulate", "tasks", "optim"},
-    {"fast"},
+    {"fast", "cluster"},
     {"run"},
     {"study", "bench"},
     {"cli"},
     {"__main__"},
 ]
 INSIDE = {
+    "cluster": [{"__init__", "protocol"}, {"ray"}],
     "run": [
         {"__init__", "identity", "faults", "device", "checkpoint", "taylor"},
         {"read"},
         {"plan", "write"},
         {"probe"},
-        {"experiment"},
+        {"experiment", "replay"},
         {"verify"},
     ],
     "study": [

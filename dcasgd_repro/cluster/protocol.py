@@ -9,14 +9,15 @@ No network library here: a call is a method, and the caller sees that calls come
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dcasgd_repro.schedule import Message
-from dcasgd_repro.simulate import Server, apply
+from dcasgd_repro.simulate import Server, Step, apply, simulate
 
 # What a pull is answered with where it gets no vector.
 WAIT = "wait"  # ask again soon: others have not come, or the log is not followed fast enough
@@ -34,7 +35,7 @@ REASONS = (INCARNATION, DUPLICATE, SHAPE, NOT_FINITE)
 class Sent(NamedTuple):
     """The answer to a pull: compute the gradient of mini-batch k at w."""
 
-    w: Tensor  # [P]
+    w: Any  # [P]: a Tensor, or an array on its way
     k: int  # the mini-batch: as many as the server has received of this worker
     version: int  # t at which w was sent
     incarnation: int
@@ -48,8 +49,9 @@ class Line(NamedTuple):
     worker: int
     incarnation: int
     k: int
-    loss: Tensor | None = None  # of a push, with
-    g: Tensor | None = None  # its gradient [P]
+    loss: Any = None  # of a push, with
+    g: Any = None  # its gradient [P]: a Tensor, or an array on its way
+    check: tuple[int, float, float] | None = None  # its delay, dc_ratio and gap_norm
 
 
 class ParameterServer:
@@ -57,11 +59,11 @@ class ParameterServer:
 
     ``lr``         number of gradients received -> learning rate of the next one
     ``pushes``     gradients to receive in all; then pulls are answered with ENDED
-    ``clock``      seconds of the run
+    ``clock_s``    the run's clock as it begins; it goes on with ``timer``, in seconds
     ``incarnation``  of each worker, which older ones may still call: a restarted server must know
     ``barrier``    a round begins when every gradient of the one before is in: all M are sent w
     ``computing``  the workers that a barrier's round, begun before, still waits for
-    ``gather``     no pull is answered before all M workers have asked: the log begins with M pulls
+    ``gather``     it begins when all M workers have asked, with a pull of each
     ``ahead``      pushes in the log that nobody has taken, from which on pulls are told to wait
 
     Pulls and pushes that were carried out are lines of ``log``, in their order; so are pushes that
@@ -74,14 +76,16 @@ class ParameterServer:
         server: Server,
         lr: Callable[[int], float],
         pushes: int,
-        clock: Callable[[], float],
         incarnation: Sequence[int],
+        clock_s: float = 0.0,
+        timer: Callable[[], float] = time.monotonic,
         barrier: bool = False,
         computing: Iterable[int] = (),
         gather: bool = False,
         ahead: int = 1000,
     ) -> None:
-        self.server, self.lr, self.pushes, self.clock = server, lr, pushes, clock
+        self.server, self.lr, self.pushes = server, lr, pushes
+        self.timer, self.clock_s, self.began = timer, clock_s, timer()
         self.incarnation, self.barrier, self.ahead = list(incarnation), barrier, ahead
         self.absent = set(range(len(incarnation))) if gather else set()
         self.computing = set(computing)  # have been sent a vector, and have not pushed since
@@ -102,13 +106,16 @@ class ParameterServer:
             return REPLACED
         again = m in self.computing and (self.barrier or incarnation == self.incarnation[m])
         self.incarnation[m] = incarnation
+        begins = self.absent == {m}
+        if begins:
+            self.began = self.timer()
         self.absent.discard(m)
         if self.absent or (self.untaken >= self.ahead and not again):
             return WAIT
         if not again:
             if self.barrier and self.computing:
                 return WAIT
-            for each in range(len(self.incarnation)) if self.barrier else (m,):
+            for each in range(len(self.incarnation)) if self.barrier or begins else (m,):
                 self._send(each)
         k, version = self.server.batches[m], self.server.sent_at[m]
         return Sent(self.server.sent[m], k, version, incarnation)
@@ -123,10 +130,15 @@ class ParameterServer:
             return reason
         self.suspect.clear()
         self.computing.discard(m)
-        self.server.receive_gradient(m, g, self.lr(self.server.pushes))
-        self.log.append(Line(self.clock(), "push", m, incarnation, k, loss, g))
+        clock_s, eta = self.clock(), self.lr(self.server.pushes)
+        delay, dc_ratio, gap_norm = self.server.receive_gradient(m, g, eta)
+        check = (delay, float(dc_ratio), float(gap_norm))
+        self.log.append(Line(clock_s, "push", m, incarnation, k, loss, g, check))
         self.untaken += 1
         return None
+
+    def clock(self) -> float:
+        return self.clock_s + self.timer() - self.began
 
     def take(self, pushes: int) -> list[Line]:
         """The log's next lines, with at most so many pushes; they leave it."""
@@ -172,31 +184,41 @@ class ParameterServer:
 class Followed:
     """A Task for ``simulate`` that a log's lines bring the gradients of.
 
-    ``simulate(followed, server, followed.messages(lines), lr)`` carries out on ``server`` what a
-    ParameterServer's log says.
+    ``steps`` carries out on a Server of one's own what a ParameterServer's log says, and holds
+    the one to the other: their weights are equal to the bit.
     """
 
-    def __init__(self) -> None:
-        self._arrived: tuple[Tensor, Tensor]
+    def __init__(self, lines: Iterable[Line]) -> None:
+        self._lines = lines
+        self._line: Line
 
-    def messages(self, lines: Iterable[Line]) -> Iterable[Message]:
-        """The pulls and pushes among the lines."""
-        for line in lines:
-            if line.kind in REASONS:
-                continue
-            if line.loss is not None and line.g is not None:
-                self._arrived = (line.loss, line.g)
-            yield Message(line.clock_s, line.kind, line.worker)
+    def steps(
+        self, server: Server, lr: Callable[[int], float], record: Callable[[Message], None]
+    ) -> Iterator[Step]:
+        """A Step for each push in the log; ``record`` gets each message as it is carried out."""
+        for step in simulate(self, server, self._messages(record), lr):
+            here, there = (step.delay, float(step.dc_ratio), float(step.gap_norm)), self._line.check
+            if repr(here) != repr(there):  # repr: exact, and NaN is NaN
+                what = f"push {step.push} of worker {step.worker}: delay, dc_ratio and gap_norm"
+                raise RuntimeError(f"{what} are {there} on the server, {here} here")
+            yield step
 
-    def batch(self, worker: int, k: int) -> None:
+    def _messages(self, record: Callable[[Message], None]) -> Iterator[Message]:
+        for line in self._lines:
+            if line.kind not in REASONS:
+                self._line, message = line, Message(line.clock_s, line.kind, line.worker)
+                record(message)
+                yield message
+
+    def batch(self, worker: int, k: int) -> Any:
         return None
 
     def gradient(self, w: Tensor, batch: Any) -> tuple[Tensor, Tensor]:
-        return self._arrived
+        return self._line.loss, self._line.g
 
 
 def twin(server: Server) -> Server:
-    """A Server in the same state, which goes its own way: vectors are shared, as none is written."""
+    """A Server in the same state that goes its own way; vectors are shared, as none is written."""
     other = copy.copy(server)
     other.apply = apply
     for name in ("w_bak", "sent", "sent_at", "batches"):

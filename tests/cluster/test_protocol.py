@@ -54,7 +54,8 @@ class Seconds:
 
 def made(workers: int = 2, rule: Rule | None = None, **keys: Any) -> ParameterServer:
     server = Server(rule or DCASGDa(), TASK.initial(0), workers)
-    return ParameterServer(server, lr, keys.pop("pushes", 100), Seconds(), [1] * workers, **keys)
+    keys = {"pushes": 100, "timer": Seconds(), **keys}
+    return ParameterServer(server, lr, incarnation=[1] * workers, **keys)
 
 
 def computed(ps: ParameterServer, m: int, sent: Sent | str) -> str | None:
@@ -178,10 +179,19 @@ def test_the_last_push_ends_it() -> None:
 
 
 def test_nobody_is_answered_before_all_have_come() -> None:
-    ps = made(3, gather=True)
+    ps = made(3, gather=True, clock_s=70.0)
     assert [ps.pull(m, 1) for m in (0, 1, 0)] == [WAIT] * 3
     assert not ps.log
-    assert all(isinstance(ps.pull(m, 1), Sent) for m in (2, 0, 1))
+    ps.timer.now = 100.0
+    last = ps.pull(2, 1)  # then all are sent their vectors, whenever they fetch them
+    assert [(x.clock_s, x.kind, x.worker) for x in ps.log] == [
+        (71.0, "pull", 0),
+        (72.0, "pull", 1),
+        (73.0, "pull", 2),
+    ]
+    assert computed(ps, 2, last) is None
+    assert [ps.pull(m, 1).version for m in (0, 1)] == [0, 0]
+    assert len(ps.log) == 4
 
 
 def test_a_log_that_nobody_takes_stops_the_pulls() -> None:
@@ -223,12 +233,11 @@ class Network:
     def __init__(self, rng: random.Random, rule: Rule, workers: int, barrier: bool) -> None:
         self.rng, self.barrier, self.workers = rng, barrier, workers
         self.follower = Server(rule, TASK.initial(0), workers)
-        self.clock = Seconds()
         self.kept: list[Line] = []
+        self.log: list[Message] = []
         self.incarnation = [1] * workers
         self.travelling: list[tuple[Any, ...]] = []
         self.refused = self.lost = 0
-        self.followed = Followed()
         self.serve(gather=True)
 
     def serve(self, gather: bool = False) -> None:
@@ -241,9 +250,15 @@ class Network:
             elif line.kind == "push":
                 computing.discard(line.worker)
         self.ps = ParameterServer(
-            state, table(rates, state.pushes), self.PUSHES, self.clock, self.incarnation,
-            self.barrier, computing if self.barrier else (), gather, ahead=7,
-        )  # fmt: skip
+            state,
+            table(rates, state.pushes),
+            self.PUSHES,
+            self.incarnation,
+            barrier=self.barrier,
+            computing=computing if self.barrier else (),
+            gather=gather,
+            ahead=7,
+        )
 
     def run(self) -> None:
         while len([line for line in self.kept if line.kind == "push"]) < self.PUSHES:
@@ -284,8 +299,7 @@ class Network:
     def follow(self, pushes: int) -> None:
         lines = self.ps.take(pushes)
         self.kept += lines
-        for _ in simulate(self.followed, self.follower, self.followed.messages(lines), lr):
-            pass
+        list(Followed(lines).steps(self.follower, lr, self.log.append))
 
 
 @pytest.mark.parametrize("barrier", [False, True])
@@ -304,9 +318,8 @@ def test_whatever_the_network_does_the_log_replays_to_the_same_bits(
         assert batches == list(range(len(batches)))  # in order, none left out
     assert network.refused > 0
 
-    log = [Message(x.clock_s, x.kind, x.worker) for x in network.kept if x.kind not in REASONS]
     replayed = Server(rule, TASK.initial(0), 3)
-    steps = list(simulate(TASK, replayed, log, lr))
+    steps = list(simulate(TASK, replayed, network.log, lr))
     for server in (network.follower, network.ps.server):
         assert server.w.numpy().tobytes() == replayed.w.numpy().tobytes()
         assert (server.t, server.batches) == (replayed.t, replayed.batches)
@@ -321,6 +334,19 @@ def test_the_networks_of_these_seeds_lose_pushes_with_their_servers() -> None:
         network.run()
         lost.append(network.lost)
     assert sum(count > 0 for count in lost) >= 5
+
+
+def test_a_follower_that_computes_otherwise_is_found_out() -> None:
+    ps = made(2, ASGD())
+    first, second = ps.pull(1, 1), ps.pull(0, 1)
+    computed(ps, 1, first)
+    computed(ps, 0, second)
+    steps = Followed(ps.take(9)).steps(
+        Server(ASGD(), TASK.initial(0), 2), lambda pushes: lr(pushes) * (1 + 1e-15), lambda _: None
+    )
+    assert next(steps).push == 1  # computed at the first weights, which are equal
+    with pytest.raises(RuntimeError, match="push 2 of worker 0: delay, dc_ratio and gap_norm"):
+        next(steps)
 
 
 def test_a_twin_goes_its_own_way() -> None:
