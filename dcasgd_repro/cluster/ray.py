@@ -175,12 +175,12 @@ class Cluster:
         self.began: float | None = None  # at the run's second 0, by this process's clock
         self.incarnation = [0] * len(server.sent)
         self.deaths = [0] * len(server.sent)
-        self.servers = 0
+        self.servers = self.server_deaths = 0  # started; died, one after another
         cpus, gpus = torch.get_num_threads(), engine.gpus_per_worker
         self._fits(len(server.sent), cpus, gpus)
         self.leaf, self.gpu, self.factors = leaf, gpus > 0, engine.factors
         self.means = {"num_cpus": cpus, "num_gpus": gpus}
-        self.keeper = self._keeper(gather=True)
+        self.keeper = self._keeper()
         self.workers = [self._worker(m) for m in range(len(server.sent))]
         self.working: dict[Any, tuple[int, int]] = {}  # a call of work -> worker, number of server
         self.received = list(server.batches)  # of each worker, as the present server began
@@ -203,7 +203,7 @@ class Cluster:
                     self._note(f"refused: {line.kind}", line.worker, line.k, clock_s=line.clock_s)
                     continue
                 if line.kind == "push":
-                    self.deaths[line.worker] = self.servers = 0
+                    self.deaths[line.worker] = self.server_deaths = 0
                     line = line._replace(loss=tensor(line.loss), g=tensor(line.g))
                 yield line
             if not lines or time.monotonic() > tended + 0.2:
@@ -234,22 +234,22 @@ class Cluster:
                 raise error.cause if isinstance(error.cause, BadInput) else error from None
             else:
                 lost = received - self.received[m]
-                if server != self._servers and lost > 0:
+                if server != self.servers and lost > 0:
                     self._note("pushes lost", m, self.received[m], lost)
             if self.server.pushes < self.recording.pushes:
                 self._work(m)
 
     def _replace_keeper(self, error: Exception) -> None:
         self._note("server lost")
-        self.servers = counted(self.servers, "the server", error)
+        self.server_deaths = counted(self.server_deaths, "the server", error)
         self.ray.kill(self.keeper)  # it may only be out of reach
         self.received = list(self.server.batches)
         self.incarnation = [number + 1 for number in self.incarnation]
         self.keeper = self._keeper()
 
-    def _keeper(self, gather: bool = False) -> Any:
+    def _keeper(self) -> Any:
         """A server process on the driver's node, in the state of the driver's own Server."""
-        self._servers = getattr(self, "_servers", 0) + 1
+        self.servers += 1
         node = self.ray.get_runtime_context().get_node_id()
         place = self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False)
         remote = self.ray.remote(Keeper).options(num_cpus=0, scheduling_strategy=place)
@@ -258,7 +258,7 @@ class Cluster:
             "incarnation": self.incarnation,
             "barrier": self.recording.barrier,
             "computing": self.recording.computing() if self.recording.barrier else (),
-            "gather": gather,
+            "gather": self.began is None,
             "clock_s": self._clock_s(),
             "ahead": max(2 * len(self.incarnation), min(1000, AHEAD_BYTES // self.server.w.nbytes)),
         }
@@ -272,7 +272,7 @@ class Cluster:
     def _work(self, m: int) -> None:
         self.incarnation[m] += 1
         call = self.workers[m].work.remote(self.leaf, self.keeper, self.incarnation[m])
-        self.working[call] = (m, self._servers)
+        self.working[call] = (m, self.servers)
 
     def _note(
         self,
