@@ -10,15 +10,17 @@ from torch.nn import functional as F
 from dcasgd_repro.errors import BadInput, check_choice, check_whole
 
 
-def resnet(depth: int = 20, width: int = 16, classes: int = 10, norm: str = "batch") -> nn.Module:
+@dataclass(frozen=True)
+class ResNet:
     """ResNet for 32x32 images, [N, 3, 32, 32] -> logits [N, classes], depth = 6n + 2.
 
     A 3x3 convolution, three stages of n two-convolution blocks with ``width``, 2 ``width`` and 4
     ``width`` channels (the second and third stage halve the image), global average pooling, one
     linear layer. Shortcuts are parameter-free (option A).
 
-    Initial weights are drawn from torch's global generator: convolutions He-normal with fan-out,
-    N(0, 2 / (9 * channels out)); the linear layer torch's default with a zero bias. Seed it first.
+    ``build`` draws initial weights from torch's global generator: convolutions He-normal with
+    fan-out, N(0, 2 / (9 * channels out)); the linear layer torch's default with a zero bias. Seed
+    the generator first.
 
     ``norm="none"`` leaves BatchNorm out, so that samples do not see each other and the mean of M
     gradients is the gradient of the joined batch. Convolutions then have a (zero) bias, and the
@@ -28,20 +30,6 @@ def resnet(depth: int = 20, width: int = 16, classes: int = 10, norm: str = "bat
     Raises ``BadInput``. Source: He et al. 2016 (arXiv 1512.03385), section 4.2; initial weights as
     in He et al. 2015 (arXiv 1502.01852), eq. 15.
     """
-    return ResNet(depth, width, classes, norm).build()
-
-
-def resnet50(classes: int = 1000) -> nn.Module:
-    """Torchvision's ResNet-50 without trained weights, [N, 3, H, W] -> logits [N, classes].
-
-    Initial weights are drawn from torch's global generator. Raises ``BadInput``.
-    """
-    return ResNet50(classes).build()
-
-
-@dataclass(frozen=True)
-class ResNet:
-    """Configuration of :func:`resnet`; refuses what it cannot build."""
 
     depth: int = 20
     width: int = 16
@@ -65,7 +53,10 @@ class ResNet:
 
 @dataclass(frozen=True)
 class ResNet50:
-    """Configuration of :func:`resnet50`; refuses what it cannot build."""
+    """Torchvision's ResNet-50 without trained weights, [N, 3, H, W] -> logits [N, classes].
+
+    ``build`` draws initial weights from torch's global generator. Raises ``BadInput``.
+    """
 
     classes: int = 1000
 

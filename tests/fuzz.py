@@ -157,17 +157,17 @@ def command_line(calls: int, seed: int) -> tuple[Counter[object], list[str]]:
             base = [a for a in base if not a.startswith(("model", "test_", "task."))]
         code, _, err = call("train", *base, *context, f"{key}={value}", f"run_dir=run{k}")
         codes[code] += 1
-        told = f"{key}={value}: code {code}, {err.strip().splitlines()[-1:]}"
+        message = f"{key}={value}: code {code}, {err.strip().splitlines()[-1:]}"
         fine = accepts(value)
         allowed = (0, 2, 3, 4) if key == "model.width" else (0, 2, 3)  # 4: out of memory
         if "Traceback" in err or code not in allowed:
-            faults.append(f"fault: {told}")
+            faults.append(f"fault: {message}")
         elif code == 2 and fine:
-            faults.append(f"a good value refused: {told}")
+            faults.append(f"a good value refused: {message}")
         elif code != 2 and not fine:
-            faults.append(f"a wrong value accepted: {told}")
+            faults.append(f"a wrong value accepted: {message}")
         elif code == 2 and (err.count("\n") != 1 or key.lstrip("+").split(".")[-1] not in err):
-            faults.append(f"not one line that names the key: {told}")
+            faults.append(f"not one line that names the key: {message}")
         shutil.rmtree(f"run{k}", ignore_errors=True)
     return codes, faults
 

@@ -108,30 +108,34 @@ def against_peers(network: Network, device: torch.device) -> Iterator[Row]:
     steps, threads = 12, torch.get_num_threads()
     context = multiprocessing.get_context("spawn")
     with (
-        ProcessPoolExecutor(1, context, hold, (our_loop, network, device, threads)) as ours,
-        ProcessPoolExecutor(1, context, hold, (peers_loop, network, device, threads)) as theirs,
+        ProcessPoolExecutor(1, context, prepare, (our_loop, network, device, threads)) as ours,
+        ProcessPoolExecutor(1, context, prepare, (peers_loop, network, device, threads)) as theirs,
     ):
         peers = f"{steps} steps as peers do: NCHW, DataLoader with 2 processes"
         works: dict[str, Timed] = {
-            f"{steps} pushes of simulate, {network.name}": lambda: ours.submit(go, steps).result(),
-            peers: lambda: theirs.submit(go, steps).result(),
+            f"{steps} pushes of simulate, {network.name}": (
+                lambda: ours.submit(repeat, steps).result()
+            ),
+            peers: lambda: theirs.submit(repeat, steps).result(),
         }
         bounds = {peers: "ratio >= 1.3"} if network is PAPER else {}
         yield from compared(works, 10 if network is PAPER else 30, device, bounds)
 
 
-held: Any = None  # what a process of its own was started to repeat
+prepared: Any = None  # what a process of its own was started to repeat
 
 
-def hold(make: Callable[..., Timed], network: Network, device: torch.device, threads: int) -> None:
-    global held
+def prepare(
+    make: Callable[..., Timed], network: Network, device: torch.device, threads: int
+) -> None:
+    global prepared
     torch.set_num_threads(threads)
-    held = make(network, device)
+    prepared = make(network, device)
 
 
-def go(times: int) -> None:
+def repeat(times: int) -> None:
     for _ in range(times):
-        held()
+        prepared()
 
 
 def our_loop(network: Network, device: torch.device) -> Timed:
@@ -279,7 +283,7 @@ def allocator(network: Network) -> Iterator[Row]:
     taken: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
     for _ in range(3):
         for keep in taken:
-            taken[keep].append(apart(faulting, network, keep, torch.get_num_threads()))
+            taken[keep].append(isolated(faulting, network, keep, torch.get_num_threads()))
     names = {False: "gradient, glibc's own ways", True: "gradient, freed memory kept"}
     ms = {keep: [1000 * seconds for seconds, _ in taken[keep]] for keep in taken}
     faults = {keep: [count for _, count in taken[keep]] for keep in taken}
@@ -309,7 +313,7 @@ def faulting(network: Network, keep: bool, threads: int) -> tuple[float, float]:
     return statistics.median(seconds[4:]), (now - faults) / 8
 
 
-def apart(function: Callable[..., Any], *arguments: Any) -> Any:
+def isolated(function: Callable[..., Any], *arguments: Any) -> Any:
     """The function's result, from a fresh process."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
@@ -318,8 +322,8 @@ def apart(function: Callable[..., Any], *arguments: Any) -> Any:
 def memory_part(device: torch.device) -> Iterator[Row]:
     """Peak memory of 64 workers' backups over that of plain SGD, in vectors."""
     workers, network = 64, Network("ResNet-20, batch 16", 20, 16, 16)
-    plain, vector = apart(peak, network, device.type, 0, torch.get_num_threads())
-    ours, _ = apart(peak, network, device.type, workers, torch.get_num_threads())
+    plain, vector = isolated(peak, network, device.type, 0, torch.get_num_threads())
+    ours, _ = isolated(peak, network, device.type, workers, torch.get_num_threads())
     yield Row(f"plain PyTorch loop, {network.name}: peak", "MB", plain / 1e6)
     yield Row(f"simulate, DC-ASGD-a, M = {workers}: peak", "MB", ours / 1e6)
     vectors = (ours - plain) / vector
@@ -363,7 +367,7 @@ def schedule_part(device: torch.device) -> Iterator[Row]:
     del device
     laws = (Gamma(mean_s=1.0, cv=0.14), Exponential(mean_s=1.0), Lognormal(mean_s=1.0, cv=0.5))
     for law in tqdm(laws, desc="schedules", leave=False):
-        seconds, memory = apart(ten_million, law)
+        seconds, memory = isolated(ten_million, law)
         name = type(law).__name__.lower()
         yield Row(f"10^7 pushes, 1,000 workers, {name} times", "s", seconds, bound="value <= 15")
         yield Row(f"10^7 pushes, {name} times: peak memory", "GB", memory / 1e9, bound="value <= 2")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from dcasgd_repro import __version__
 from dcasgd_repro.cli import help as texts
-from dcasgd_repro.cli.help import told
+from dcasgd_repro.cli.help import fail
 from dcasgd_repro.errors import BadInput, Failure
 
 if TYPE_CHECKING:
@@ -33,16 +33,16 @@ def main() -> None:
     try:
         sys.exit(dispatch(command, rest))
     except BadInput as error:
-        sys.exit(told(str(error), 2))
+        sys.exit(fail(str(error), 2))
     except Failure as error:
-        sys.exit(told(str(error), 4))
+        sys.exit(fail(str(error), 4))
     except BrokenPipeError:  # the reader of our output has left, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except OSError as error:
-        sys.exit(told(f"{error.filename}: {error.strerror}", 4))
+        sys.exit(fail(f"{error.filename}: {error.strerror}", 4))
     except KeyboardInterrupt:
-        sys.exit(told("interrupted", 130))
+        sys.exit(fail("interrupted", 130))
 
 
 def dispatch(command: str, rest: list[str]) -> int:
@@ -63,7 +63,7 @@ def dispatch(command: str, rest: list[str]) -> int:
         return with_hydra(job, command, rest)
     if command in OWN:
         return OWN[command](rest)
-    return told(f"{command}: no such command; choose {texts.COMMANDS}", 2)
+    return fail(f"{command}: no such command; choose {texts.COMMANDS}", 2)
 
 
 def train(cfg: DictConfig, argv: Sequence[str]) -> Done:
@@ -82,7 +82,7 @@ def train(cfg: DictConfig, argv: Sequence[str]) -> Done:
     if summary["status"] == INTERRUPTED:
         name, pushes = summary["stopped_by"], summary["pushes"]
         again = f"to go on: the same command, or with run_dir={path}"
-        sys.exit(told(f"{name} after push {pushes:,}; {again}", 128 + signal.Signals[name]))
+        sys.exit(fail(f"{name} after push {pushes:,}; {again}", 128 + signal.Signals[name]))
     error = summary["test_error_final"]
     words = f"{summary['status']:9} " + ("" if error is None else f"{error:.2%}  ") + f"{path}"
     return Done(3 if summary["status"] == DIVERGED else 0, words)
@@ -118,7 +118,7 @@ class Parser(argparse.ArgumentParser):
     """argparse, refusing in one line."""
 
     def error(self, message: str) -> NoReturn:
-        sys.exit(told(f"{message}; `{self.prog} --help` says more", 2))
+        sys.exit(fail(f"{message}; `{self.prog} --help` says more", 2))
 
 
 def data(arguments: list[str]) -> int:
@@ -234,7 +234,7 @@ def bench(arguments: list[str]) -> int:
     try:
         file = page.run(chosen, device, given.out, ["dcasgd-repro", "bench", *arguments])
     except KeyboardInterrupt:
-        return told(f"interrupted; the parts that were done are kept in {given.out}", 130)
+        return fail(f"interrupted; the parts that were done are kept in {given.out}", 130)
     print(f"\nkept in {file}; all of them in {page.write(given.out)}")
     return 0
 

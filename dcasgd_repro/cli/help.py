@@ -171,7 +171,7 @@ def completion(studies: Sequence[str]) -> str:
     return BASH.format(commands=" ".join(commands), words=" ".join(words))
 
 
-def told(line: str, code: int) -> int:
+def fail(line: str, code: int) -> int:
     """Says what went wrong, in one line on stderr; gives the exit code back."""
     print(f"dcasgd-repro: {' '.join(line.split())}", file=sys.stderr)
     return code

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from dcasgd_repro.cli.help import CONF, choices, groups, told
+from dcasgd_repro.cli.help import CONF, choices, fail, groups
 from dcasgd_repro.errors import BadInput, Failure
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def with_hydra(job: Job, command: str, arguments: list[str]) -> int:
 
     for a in arguments:
         if a.startswith("-") and a.partition("=")[0] not in OPTIONS:
-            return told(
+            return fail(
                 f"{a}: no such option; `dcasgd-repro {command} --help` lists what there is", 2
             )
     argv = ["dcasgd-repro", command, *arguments]
@@ -68,14 +68,14 @@ def with_hydra(job: Job, command: str, arguments: list[str]) -> int:
             refuse_unread(cfg, arguments, known)
             outcomes.append(point, job(cfg, argv))
         except BadInput as error:
-            outcomes.append(point, Done(told(str(error), 2), f"refused: {error}"))
+            outcomes.append(point, Done(fail(str(error), 2), f"refused: {error}"))
         except Failure as error:
-            outcomes.append(point, Done(told(str(error), 4), f"failed: {error}"))
+            outcomes.append(point, Done(fail(str(error), 4), f"failed: {error}"))
         except BrokenPipeError:
             raise
         except OSError as error:
             line = f"{error.filename}: {error.strerror}"
-            outcomes.append(point, Done(told(line, 4), f"failed: {line}"))
+            outcomes.append(point, Done(fail(line, 4), f"failed: {line}"))
 
     # Options first: argparse, behind Hydra, takes the overrides only in one piece.
     overrides = [a for a in arguments if a[:1] != "-" and ("=" in a or a[:1] == "~")]
@@ -87,7 +87,7 @@ def with_hydra(job: Job, command: str, arguments: list[str]) -> int:
     except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
         if outcomes.read():  # not about the arguments: a fault of ours, to be seen whole
             raise
-        return told(in_plain_words(error, arguments), 2)
+        return fail(in_plain_words(error, arguments), 2)
     if sweep:
         print(f"\n{outcomes.table()}", flush=True)
     return max((done.code for _, done in outcomes.read()), default=0)

@@ -87,13 +87,13 @@ def run(
             if server.pushes:
                 say(f"going on  after push {server.pushes:,} of {plan.length.pushes:,}")
             if plan.stop < plan.length.pushes:
-                told = f"epoch {plan.stop_epoch:g}, push {plan.stop:,}"
-                say(f"stopping  after {told}, to go on later")
-            here = {"argv": list(argv), "engine": plan.said["engine"]["_target_"]}
-            here |= write.environment(device)
-            here["threads_per_gradient"] = threads_per_gradient(here)
-            made = plan.said, path, log, here, experiment.identity, server.pushes
-            if moved := write.note_origin(*made):
+                place = f"epoch {plan.stop_epoch:g}, push {plan.stop:,}"
+                say(f"stopping  after {place}, to go on later")
+            process = {"argv": list(argv), "engine": plan.config["engine"]["_target_"]}
+            process |= write.environment(device)
+            process["threads_per_gradient"] = threads_per_gradient(process)
+            origin = plan.config, path, log, process, experiment.identity, server.pushes
+            if moved := write.note_origin(*origin):
                 say(f"note      goes on elsewhere, where float32 sums may differ: {moved}")
             experiment.drive()
     return path
@@ -133,7 +133,7 @@ def ended(plan: Plan, path: Path, log: Schedule, say: Callable[[str], None]) -> 
     """
     status = status_of(path)
     if status is not None:
-        write.refuse_other_run(plan.said, path)
+        write.refuse_other_run(plan.config, path)
     if status not in (*ENDED, STOPPED):
         return False
     summary = summary_of(path)
@@ -174,8 +174,8 @@ class Experiment:
         saved = checkpoint.load(self.path, device)
         if saved is None:
             return
-        if told := differences(saved.get("config", {}), flat(self.plan.said)):
-            raise BadInput("run_dir", self.path, f"holds a checkpoint of a run with {told}")
+        if other := differences(saved.get("config", {}), flat(self.plan.config)):
+            raise BadInput("run_dir", self.path, f"holds a checkpoint of a run with {other}")
         for name, value in self.identity.items():
             if (found := saved.get(name)) != value:
                 raise BadInput("run_dir", self.path, f"was made with another {name}: {found}")
@@ -188,7 +188,7 @@ class Experiment:
         (self.path / "summary.json").unlink(missing_ok=True)
         if not self.server.pushes:  # what is there is of a run that was lost
             (self.path / FINGERPRINT).unlink(missing_ok=True)
-        probe, on = self.probe, evaluated_on(self.plan.said)
+        probe, on = self.probe, evaluated_on(self.plan.config)
         probed = (probe.rows, taylor.COLUMNS) if probe.every or probe.rows else None
         logs = write.Logs(self.path, hparams(self.plan), self.progress, on, probed)
         outcome: dict[str, Any] = {"status": FAILED}
@@ -216,7 +216,7 @@ class Experiment:
     def _loop(self, logs: write.Logs) -> dict[str, Any]:
         """Follows the Steps; returns the status, and what stopped it or where it diverged."""
         plan, progress, every_s = self.plan, self.progress, self.plan.checkpoint_s
-        on = evaluated_on(plan.said)
+        on = evaluated_on(plan.config)
         clock = Stopwatch(progress.wall_s)
         kept = time.perf_counter()
         often = 0.2 if sys.stderr.isatty() else 30.0  # seconds; a log file wants few lines
@@ -297,7 +297,7 @@ class Experiment:
         logs.sync()
         checkpoint.check_held(self.server.state, self.kinds)
         content = {
-            "config": flat(self.plan.said),
+            "config": flat(self.plan.config),
             "server": checkpoint.pack(self.server),
             "progress": self.progress.packed(),
             "probe": self.probe.packed(),
@@ -310,17 +310,17 @@ class Experiment:
         plan, server = self.plan, self.server
         return {
             **outcome,
-            "evaluated_on": evaluated_on(plan.said),
+            "evaluated_on": evaluated_on(plan.config),
             "exp": plan.name,
             "scale": plan.scale,
-            "task": task_name(plan.said),
+            "task": task_name(plan.config),
             "rule": server.rule.name,
             "workers": plan.workers,
-            "seed": plan.said["seed"],
+            "seed": plan.config["seed"],
             "pushes": server.pushes,
             "updates": server.t,
             "epochs": plan.length.epoch(server.pushes),
-            **write.totals(self.progress.rows, flat(plan.said)),
+            **write.totals(self.progress.rows, flat(plan.config)),
             "checkpoint_s": self.progress.checkpoint_s,
             "in_rounds": self.log.in_rounds,
             "schedule_sha256": self.identity["schedule_sha256"],
@@ -374,12 +374,12 @@ def describe(plan: Plan, parameters: int, device: torch.device, path: Path) -> s
         "rule": plan.rule,
         "workers": f"{plan.workers}, backup at {plan.backup}",
         "schedule": plan.schedule,
-        "task": f"{task_name(plan.said)}, {network}{parameters:,} parameters",
+        "task": f"{task_name(plan.config)}, {network}{parameters:,} parameters",
         "length": f"{length.epochs:g} epochs of {length.images:,} images in batches of "
         f"{length.batch}: {length.pushes:,} pushes",
         "lr": plan.rate,
         "device": gpu or f"cpu, {torch.get_num_threads()} threads",
-        "seed": plan.said["seed"],
+        "seed": plan.config["seed"],
         "run_dir": path,
     }
     return "\n".join(f"{key:9} {value}" for key, value in lines.items())
@@ -387,8 +387,8 @@ def describe(plan: Plan, parameters: int, device: torch.device, path: Path) -> s
 
 def notes(plan: Plan, log: Schedule) -> Iterator[str]:
     """What a reader of the plan may not expect of it."""
-    if evaluated_on(plan.said) == "validation":
-        images = f"the {plan.said['validation']:,} validation images"
+    if evaluated_on(plan.config) == "validation":
+        images = f"the {plan.config['validation']:,} validation images"
         yield f"errors are of {images}; no test image is looked at"
     if plan.rule.for_rounds and not log.in_rounds:
         name = plan.rule.name
@@ -411,5 +411,5 @@ def hparams(plan: Plan) -> dict[str, Any]:
     """What the config said, as TensorBoard's hparams table takes it: scalars, lists as text."""
     return {
         key: value if isinstance(value, int | float | str | bool) else str(value)
-        for key, value in flat(plan.said).items()
+        for key, value in flat(plan.config).items()
     }

@@ -13,8 +13,8 @@ from typing import Any
 
 # Keys that name a place, a label or a way of working: the numbers do not depend on them, and a
 # stopped run may go on with other ones. Each is a key as it is typed, with all that is inside it.
-APART: tuple[str, ...] = ("run_dir", "exp", "scale", "resume", "checkpoint", "stop_epoch", "probe")
-APART += ("data.root", "task.data.root", "task.data.processes")
+LEFT_OUT: tuple[str, ...] = ("run_dir", "exp", "scale", "resume", "checkpoint", "stop_epoch")
+LEFT_OUT += ("probe", "data.root", "task.data.root", "task.data.processes")
 # With what a run is computed: studies count it as the same run, and its provenance says with what.
 # A stopped run keeps them.
 MEANS = ("engine", "sources.engine", "threads", "device", "deterministic", "fused", "log_every")
@@ -24,45 +24,45 @@ SEEDS = ("seed", "seeds")
 YOUNGER = ("validation", "task.data.validation")
 
 
-def flat(said: Mapping[str, Any], apart: Sequence[str] = APART) -> dict[str, Any]:
-    """A config as {dotted key: value}, less the keys in ``apart`` and all that is inside them."""
+def flat(config: Mapping[str, Any], without: Sequence[str] = LEFT_OUT) -> dict[str, Any]:
+    """A config as {dotted key: value}, less the keys in ``without`` and all that is inside them."""
 
     def walk(node: Any, at: str) -> dict[str, Any]:
         if not isinstance(node, Mapping):
             return {at: node}
         inside = [(f"{at}.{k}" if at else str(k), v) for k, v in node.items()]
-        kept = [(key, child) for key, child in inside if key not in apart]
+        kept = [(key, child) for key, child in inside if key not in without]
         return {leaf: value for key, child in kept for leaf, value in walk(child, key).items()}
 
-    return walk(said, "")
+    return walk(config, "")
 
 
 def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
     """In what two flat configs differ, for a reader: the first three keys; "" if in nothing."""
     keys = [k for k in sorted(ours.keys() | theirs.keys()) if ours.get(k) != theirs.get(k)]
-    told = ", ".join(f"{k}={theirs.get(k)} (now {ours.get(k)})" for k in keys[:3])
-    return told + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+    named = ", ".join(f"{k}={theirs.get(k)} (now {ours.get(k)})" for k in keys[:3])
+    return named + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
 
 
-def config_hash(said: Mapping[str, Any]) -> str:
+def config_hash(config: Mapping[str, Any]) -> str:
     """sha256 of the config, as ``flat`` sees it: it names a run's directory."""
-    content = {k: v for k, v in flat(said).items() if v is not None or k not in YOUNGER}
+    content = {k: v for k, v in flat(config).items() if v is not None or k not in YOUNGER}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def identity(said: Mapping[str, Any]) -> str:
+def identity(config: Mapping[str, Any]) -> str:
     """sha256 of what the config says of the numbers, seed included: studies share runs by it.
 
     A key that is null counts as absent, so that a new key leaves the runs there are what they were.
     A schedule's file counts by its content, and a folder of images by its place.
     """
-    content = flat(said, apart=(*APART, *MEANS))
+    content = flat(config, without=(*LEFT_OUT, *MEANS))
     given = {key: _plain(value) for key, value in content.items() if value is not None}
     log = Path(str(content.get("schedule.path")))
     if log.is_file():
         given["schedule.path"] = hashlib.sha256(log.read_bytes()).hexdigest()
     if str(content.get("task.data._target_")).endswith("ImageFolder"):
-        given["task.data.root"] = str(said["task"]["data"]["root"])
+        given["task.data.root"] = str(config["task"]["data"]["root"])
     return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
 
 
@@ -74,14 +74,14 @@ def _plain(value: Any) -> Any:
     return float(value) if whole else value
 
 
-def task_name(said: Mapping[str, Any]) -> str:
+def task_name(config: Mapping[str, Any]) -> str:
     """cifar10, synthetic, imagefolder or quadratic: the class of its data, else of the task."""
-    data = said["task"].get("data") or {}
-    return str(data.get("_target_") or said["task"]["_target_"]).rsplit(".", 1)[-1].lower()
+    data = config["task"].get("data") or {}
+    return str(data.get("_target_") or config["task"]["_target_"]).rsplit(".", 1)[-1].lower()
 
 
-def evaluated_on(said: Mapping[str, Any]) -> str:
+def evaluated_on(config: Mapping[str, Any]) -> str:
     """The images that a run's "test" errors are of: "test" or "validation"."""
-    data = (said.get("task") or {}).get("data") or {}
-    given = (said.get("validation"), data.get("validation"))
+    data = (config.get("task") or {}).get("data") or {}
+    given = (config.get("validation"), data.get("validation"))
     return "test" if given == (None, None) else "validation"

@@ -120,7 +120,7 @@ class Plan:
     ``checkpoint_s``       seconds between checkpoints; 0: after every push
     ``resume``, ``run_dir``  see ``directory``
     ``name``, ``scale``    labels
-    ``said``               what its config said, in plain containers: it is written beside the run,
+    ``config``             what its config said, in plain containers: it is written beside the run,
                            and tells it from others. Without one, the fields above spelled out
     ``named``              gives a refusal of a part its full name: (part, refusal) -> refusal
     """
@@ -148,7 +148,7 @@ class Plan:
     run_dir: str | Path | None = None
     name: str | None = None
     scale: str | None = None
-    said: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
     named: Callable[[str, BadInput], BadInput] = field(default=lambda part, error: error)
 
     def __post_init__(self) -> None:
@@ -170,19 +170,19 @@ class Plan:
             remedy = "is no rule; derive its class from dcasgd_repro.rules.Rule"
             raise BadInput("rule", type(self.rule).__name__, remedy)
         self._agree()
-        if not self.said:
-            object.__setattr__(self, "said", with_sources(_spelled_out(self)))
+        if not self.config:
+            object.__setattr__(self, "config", with_sources(_spelled_out(self)))
 
     def _agree(self) -> None:
         """Refuses parts that were made for another number of workers, batch or images."""
         data = getattr(self.task, "data", None)
-        told = [
+        agree = [
             ("schedule.workers", getattr(self.schedule, "workers", None), self.workers),
             ("task.data.workers", getattr(data, "workers", None), self.workers),
             ("task.data.batch", getattr(data, "batch", None), self.length.batch),
             ("task.data.train_images", getattr(data, "train_images", None), self.length.images),
         ]
-        for key, theirs, ours in told:
+        for key, theirs, ours in agree:
             if theirs is not None and theirs != ours:
                 raise BadInput(key, theirs, f"the plan has {ours}; make both the same")
 
@@ -203,8 +203,8 @@ class Plan:
         if self.run_dir is not None:
             return Path(str(self.run_dir))
         rule = type(self.rule).__name__.lower()
-        place = Path("outputs") / (self.name or f"{task_name(self.said)}_{rule}")
-        mark = config_hash(self.said)[:8]
+        place = Path("outputs") / (self.name or f"{task_name(self.config)}_{rule}")
+        mark = config_hash(self.config)[:8]
         found = sorted(place.glob(f"*-{mark}")) if self.resume == "auto" else []
         runs = [(status_of(path) not in ENDED, path) for path in found if status_of(path)]
         # An unfinished one before a finished one, then the latest.
@@ -243,7 +243,7 @@ def plan_of(cfg: DictConfig) -> Plan:
         run_dir=cfg.run_dir,
         name=cfg.exp,
         scale=cfg.scale,
-        said=said_by(cfg),
+        config=plain_config(cfg),
         named=partial(named, cfg),
     )
 
@@ -312,7 +312,7 @@ def _place(thing: Any) -> str:
 def length_of(cfg: DictConfig) -> Length:
     """The run's length, once the keys that belong to no group have been checked."""
     check_complete(cfg)
-    present = flat(said_by(cfg), apart=())
+    present = flat(plain_config(cfg), without=())
     for key in ("workers", "log_every"):
         check_whole(key, cfg[key])
     check_whole("seed", cfg.seed, 0, MAX_SEED)
@@ -327,7 +327,7 @@ def length_of(cfg: DictConfig) -> Length:
     if (validation := cfg.get("validation")) is not None:  # absent from configs that are older
         check_whole("validation", validation)
         if "task.data.validation" not in present:
-            remedy = f"task {task_name(said_by(cfg))} keeps no images for it; leave it out"
+            remedy = f"task {task_name(plain_config(cfg))} keeps no images for it; leave it out"
             raise BadInput("validation", validation, remedy)
     return Length(cfg.images, cfg.batch, cfg.epochs)
 
@@ -339,7 +339,7 @@ def check_complete(cfg: DictConfig) -> None:
             raise BadInput(part, cfg.get(part), "this is a group of keys; set one inside it")
         if part in LEAVES and "_target_" not in cfg[part]:
             raise BadInput(part, cfg[part], f"no {part} is chosen; leave out what empties it")
-    raw = flat(said_by(cfg, resolve=False), apart=())
+    raw = flat(plain_config(cfg, resolve=False), without=())
     for key, value in raw.items():
         if value == "???" and cfg.scale is None:
             raise BadInput("scale", None, f"leaves {key} without a value; choose a scale")
@@ -354,19 +354,21 @@ def check_complete(cfg: DictConfig) -> None:
         raise BadInput(key, raw.get(key), remedy) from None
 
 
-def said_by(cfg: DictConfig, resolve: bool = True) -> dict[str, Any]:
+def plain_config(cfg: DictConfig, resolve: bool = True) -> dict[str, Any]:
     """What a config says, in plain containers; without ``resolve`` with its interpolations.
 
     Resolved, it has ``sources`` too, see ``with_sources``.
     """
     content = OmegaConf.to_container(cfg, resolve=resolve)
-    said = {str(key): value for key, value in content.items()} if isinstance(content, dict) else {}
-    return with_sources(said) if resolve else said
+    config = (
+        {str(key): value for key, value in content.items()} if isinstance(content, dict) else {}
+    )
+    return with_sources(config) if resolve else config
 
 
-def with_sources(said: Mapping[str, Any]) -> dict[str, Any]:
-    """What is said, and the hashes of the files of parts of one's own, as they are now."""
-    rest = {key: value for key, value in said.items() if key != "sources"}
+def with_sources(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config, and the hashes of the files of parts of one's own, as they are now."""
+    rest = {key: value for key, value in config.items() if key != "sources"}
     own = sources(rest)
     return {**rest, "sources": own} if own else rest
 

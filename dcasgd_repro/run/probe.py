@@ -98,7 +98,7 @@ def probe_of(plan: Plan, task: Any, server: Server) -> Probe:
     }
     for key, what in lacks.items():
         if (every := getattr(plan, key)) is not None and not hasattr(task, "batch_error"):
-            remedy = f"task {task_name(plan.said)} has no {what}; leave it out"
+            remedy = f"task {task_name(plan.config)} has no {what}; leave it out"
             raise BadInput(PROBES[key], every, remedy)
     length = plan.length
     measured = (plan.batch_error_every, plan.probe_every)

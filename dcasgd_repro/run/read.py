@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from dcasgd_repro.errors import BadInput
-from dcasgd_repro.run.identity import APART, MEANS, SEEDS, flat
+from dcasgd_repro.run.identity import LEFT_OUT, MEANS, SEEDS, flat
 
 FINISHED, DIVERGED, INTERRUPTED, FAILED = "finished", "diverged", "interrupted", "failed"
 STOPPED = "stopped"  # at stop_epoch, to go on later
@@ -76,8 +76,8 @@ def config_of(path: Path, key: str = "run") -> dict[str, Any]:
             raise ValueError("it is no config")
         return {str(name): value for name, value in content.items()}
     except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
-        told = " ".join(str(error).split())
-        raise BadInput(key, path, f"no readable config.yaml there ({told})") from None
+        message = " ".join(str(error).split())
+        raise BadInput(key, path, f"no readable config.yaml there ({message})") from None
 
 
 def provenance_of(path: Path) -> dict[str, Any]:
@@ -208,7 +208,7 @@ class Run:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The config, flat, less what may differ between runs of one configuration."""
-        content = flat(config_of(self.path), apart=(*APART, *MEANS))
+        content = flat(config_of(self.path), without=(*LEFT_OUT, *MEANS))
         return {k: v for k, v in content.items() if not set(SEEDS) & set(k.split("."))}
 
     @cached_property

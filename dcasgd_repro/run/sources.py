@@ -13,15 +13,15 @@ OURS = "dcasgd_repro"
 INSTALLED = {"torch", "numpy", *sys.stdlib_module_names} - {"__main__"}  # bases that count no file
 
 
-def sources(said: Mapping[str, Any]) -> dict[str, str]:
-    """What tells the file of each part that is not of this package: {where it is said: hash}.
+def sources(config: Mapping[str, Any]) -> dict[str, str]:
+    """A hash of the file of each part that is not of this package: {its place: hash}.
 
     A class's file is that of its definition, joined by those of its own base classes. What such a
     file imports does not count, and a class typed at a prompt has no file. A hash is the first 16
     digits of the sha256.
     """
     found = {}
-    for where, target in _targets(said, ""):
+    for where, target in _targets(config, ""):
         files = dict.fromkeys(_files(target))
         if files:
             digest = hashlib.sha256(b"".join(file.read_bytes() for file in files))

@@ -48,17 +48,17 @@ def verify(path: Path) -> tuple[str, bool]:
     made = {"cpu_capability": (kept or {}).get("cpu_capability"), **provenance_of(path)}
     other = elsewhere(made, rows.origin)
     if kept is None:
-        if other and rows.told:
+        if other and rows.difference:
             remedy = f"it has no {FINGERPRINT}, and its float32 rows belong to where they "
-            raise BadInput("run", path, f"{remedy}were made ({other}); {rows.told}")
-        return f"{path}: no fingerprint; {rows.words(other)}", not rows.told
+            raise BadInput("run", path, f"{remedy}were made ({other}); {rows.difference}")
+        return f"{path}: no fingerprint; {rows.words(other)}", not rows.difference
     here = _fingerprint(plan)
     if lacks := kept.get("missing"):
-        return f"{path}: no fingerprint ({lacks}); {rows.words(other)}", not rows.told
-    if told := fingerprint.disagreement(kept, here):
-        return f"{path}: this is another run. In float64 {told}; {rows.words(other)}", False
+        return f"{path}: no fingerprint ({lacks}); {rows.words(other)}", not rows.difference
+    if difference := fingerprint.disagreement(kept, here):
+        return f"{path}: this is another run. In float64 {difference}; {rows.words(other)}", False
     count = f"{len(kept['steps'])} pushes in float64 equal within {fingerprint.TOLERANCE:g}"
-    return f"{path}: {count}; {rows.words(other)}", not rows.told or bool(other)
+    return f"{path}: {count}; {rows.words(other)}", not rows.difference or bool(other)
 
 
 def mark(path: Path) -> str:
@@ -71,7 +71,7 @@ def mark(path: Path) -> str:
     if fingerprint_of(path) is not None:
         return f"{path}: has a fingerprint"
     rows = _again(path, plan, early)
-    if rows.told:
+    if rows.difference:
         other = elsewhere(provenance_of(path), rows.origin)
         remedy = "gets no fingerprint, as this machine does not make its first row again"
         raise BadInput("run", path, f"{remedy}: {rows.words(other)}")
@@ -85,15 +85,15 @@ class Rows(NamedTuple):
     """Rows of a kept run, made again."""
 
     what: str  # how many
-    told: str  # in what they differ; "": equal, digit for digit
+    difference: str  # in what they differ; "": equal, digit for digit
     origin: Mapping[str, Any]  # where they were made again
 
     def words(self, other: str) -> str:
         """For a reader; ``other`` says in what this is not the run's own place."""
-        if not self.told:
+        if not self.difference:
             return f"{self.what}: all equal, digit for digit"
         place = f"as may be elsewhere: {other}" if other else "though this is the run's own place"
-        return f"{self.what}: {self.told}, {place}"
+        return f"{self.what}: {self.difference}, {place}"
 
 
 def _again(path: Path, plan: Plan, theirs: pd.DataFrame) -> Rows:
@@ -114,9 +114,9 @@ def _again(path: Path, plan: Plan, theirs: pd.DataFrame) -> Rows:
     differs = next(k for k in range(len(theirs)) if not theirs.iloc[k].equals(ours.iloc[k]))
     was, now = theirs.iloc[differs], ours.iloc[differs]
     keys = [key for key in COMPARED if was[key] != now[key]]
-    apart = max(abs(float(was[k]) - float(now[k])) / (abs(float(was[k])) or 1.0) for k in keys)
-    told = f"they differ from push {was['push']} on, there by at most {apart:.1e} of the value"
-    return Rows(what, f"{told}, in {', '.join(keys)}", origin)
+    most = max(abs(float(was[k]) - float(now[k])) / (abs(float(was[k])) or 1.0) for k in keys)
+    first = f"they differ from push {was['push']} on, there by at most {most:.1e} of the value"
+    return Rows(what, f"{first}, in {', '.join(keys)}", origin)
 
 
 def _fingerprint(plan: Plan) -> dict[str, Any]:
@@ -126,11 +126,11 @@ def _fingerprint(plan: Plan) -> dict[str, Any]:
 
 def _plan(path: Path) -> Plan:
     """The run's plan, with its own device and number of threads where they are to be had."""
-    said, origin = config_of(path), provenance_of(path)
-    if "model" not in said:  # a key of conf/config.yaml that no Plan spells out
+    config, origin = config_of(path), provenance_of(path)
+    if "model" not in config:  # a key of conf/config.yaml that no Plan spells out
         raise BadInput("run", path, "it was made without a config, so it cannot be composed again")
     device = origin["device"] if origin["device"] == "cpu" or torch.cuda.is_available() else "auto"
-    return replace(plan_of(OmegaConf.create(said)), device=device, threads=origin["threads"])
+    return replace(plan_of(OmegaConf.create(config)), device=device, threads=origin["threads"])
 
 
 def _early(path: Path) -> pd.DataFrame:

@@ -306,7 +306,7 @@ def locked(path: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def refuse_other_run(said: Mapping[str, Any], path: Path) -> None:
+def refuse_other_run(config: Mapping[str, Any], path: Path) -> None:
     """Refuses a directory whose run has another config, naming the differences.
 
     Without its config.yaml the checkpoint alone tells, see ``Experiment.resume``.
@@ -314,39 +314,39 @@ def refuse_other_run(said: Mapping[str, Any], path: Path) -> None:
     if not begun(path) and checkpoints(path):
         return
     theirs = flat(config_of(path, "run_dir"))
-    if told := differences(theirs, flat(said)):
-        raise BadInput("run_dir", path, f"holds a run with {told}; name another directory")
+    if other := differences(theirs, flat(config)):
+        raise BadInput("run_dir", path, f"holds a run with {other}; name another directory")
 
 
 def note_origin(
-    said: Mapping[str, Any],
+    config: Mapping[str, Any],
     path: Path,
     schedule: Schedule,
-    here: Mapping[str, Any],
+    process: Mapping[str, Any],
     identity: Mapping[str, Any],
     pushes: int,
 ) -> str:
     """Writes schedule, provenance and config; where the run goes on, adds to its provenance.
 
-    ``here`` tells of this process, ``identity`` of schedule and data. The config comes last: a
+    ``process`` tells of this process, ``identity`` of schedule and data. The config comes last: a
     directory that has one has the others. Returns in what this is another place than the one the
     run was last at; "" where in nothing.
     """
     moved = ""
-    content = {**here, **identity, "seeds": said.get("seeds")}
-    if "sources" in said:
-        content["sources"] = said["sources"]
+    content = {**process, **identity, "seeds": config.get("seeds")}
+    if "sources" in config:
+        content["sources"] = config["sources"]
     if pushes:
         try:
             first = provenance_of(path)
-            moved = elsewhere(origins(first)[-1], here)
-            first["resumed"] = [*first.get("resumed", []), {"after_push": pushes, **here}]
+            moved = elsewhere(origins(first)[-1], process)
+            first["resumed"] = [*first.get("resumed", []), {"after_push": pushes, **process}]
             content = first
         except (BadInput, TypeError, KeyError):
             content["resumed"] = [{"after_push": pushes, "note": "earlier provenance was lost"}]
     schedule.save(path / "schedule.csv.gz")
     write_json(path / "provenance.json", content)
-    write_text(path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(said))))
+    write_text(path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config))))
     return moved
 
 

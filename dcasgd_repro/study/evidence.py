@@ -45,7 +45,7 @@ class Found:
     difference: Difference | probed.Median  # higher - lower, in the measure's unit
     dc_ratio: float  # of ``lower``
     verdict: str
-    told: str = ""  # in place of a difference, where the claim is about none
+    instead: str = ""  # shown in place of a difference, where the claim is about none
     p: float = math.nan  # of its test; nan where it has none
     by_size: bool = False  # whether the verdict is that the correction is too small, whatever p is
     adjusted: float = math.nan  # Holm's, over the study's primary claims
@@ -84,8 +84,8 @@ class Evidence:
         for name, runs in found.items():
             runs.sort(key=lambda run: int(run.summary["seed"]))
             for run in runs[1:]:
-                if told := differences(runs[0].config, run.config):  # null counts as absent
-                    remedy = f"not the configuration of {name}'s other runs: {told}; run it anew"
+                if other := differences(runs[0].config, run.config):  # null counts as absent
+                    remedy = f"not the configuration of {name}'s other runs: {other}; run it anew"
                     raise BadInput("report", run.path, remedy)
         evaluated_on([run for runs in found.values() for run in runs])  # all on the same images
         return found
@@ -197,7 +197,7 @@ class Evidence:
 
     def _curve(self, blank: Found) -> Found:
         """The mean distance of a cell's training error from the paper's curve, over the seeds."""
-        claim, apart = blank.claim, dict[int, float]()
+        claim, distances = blank.claim, dict[int, float]()
         if not self.of_the_paper:
             return replace(blank, verdict=ELSEWHERE)
         paper = self.study.curves
@@ -211,13 +211,13 @@ class Evidence:
                 return blank  # a mean over the others would flatter
             here = np.interp(at, ours["epoch"], ours["error"])
             theirs = np.interp(at, paper["epoch"], 100 * paper["error"])
-            apart[run.summary["seed"]] = float(np.mean(np.abs(here - theirs)))
-        if not apart:
+            distances[run.summary["seed"]] = float(np.mean(np.abs(here - theirs)))
+        if not distances:
             return blank
-        distance, n = float(np.mean(list(apart.values()))), len(apart)
+        distance, n = float(np.mean(list(distances.values()))), len(distances)
         assert claim.within is not None
         word = HOLDS if distance < claim.within else FAILS
-        return replace(blank, told=f"{distance:.1f} away, n = {n}", verdict=word)
+        return replace(blank, instead=f"{distance:.1f} away, n = {n}", verdict=word)
 
     def _order(self, blank: Found) -> Found:
         """Whether every seed that all cells have shows the order; never reached is infinite."""
@@ -239,8 +239,8 @@ class Evidence:
         means = [
             "never" if math.isinf(value) else f"{value:.1f}" for value in np.mean(rows, axis=0)
         ]
-        told = f"{', '.join(means)}, n = {len(rows)}"
-        return replace(blank, told=told, verdict=HOLDS if holds else FAILS)
+        shown = f"{', '.join(means)}, n = {len(rows)}"
+        return replace(blank, instead=shown, verdict=HOLDS if holds else FAILS)
 
     def _probe(self, blank: Found) -> Found:
         """A column of a cell's probe.csv files, by blocks of pushes."""
@@ -287,14 +287,14 @@ class Evidence:
         What belongs to the rule goes with it: the barrier, when the backup is written, and for
         sequential SGD the number of workers.
         """
-        apart: tuple[str, ...] = ("rule.", "schedule.barrier", "backup")
+        may_differ: tuple[str, ...] = ("rule.", "schedule.barrier", "backup")
         if kind == "sgd":
-            apart += ("workers", "schedule.workers", "task.data.workers", "lr.workers")
+            may_differ += ("workers", "schedule.workers", "task.data.workers", "lr.workers")
 
         def rest(name: str) -> dict[str, Any]:
             config = self.runs[name][0].config
             given = {key: value for key, value in config.items() if value is not None}
-            return {key: value for key, value in given.items() if not key.startswith(apart)}
+            return {key: value for key, value in given.items() if not key.startswith(may_differ)}
 
         if not self.runs[cell]:
             return None
@@ -338,7 +338,7 @@ class Evidence:
                 "n": f.difference.n,
                 "paper": f.claim.paper,
                 "dc_ratio": f.dc_ratio,
-                "told": f.told,
+                "told": f.instead,
                 "cells_with_diverged_runs": len(f.lost),
                 "p": f.p,
                 "p_holm": f.adjusted,

@@ -223,8 +223,8 @@ class Study:
                     check_number(f"{cell}.value", found["value"], ends="()")
                     check_whole(f"{cell}.tried", len(found["tried"]), 2)
         except (OSError, yaml.YAMLError, AttributeError, TypeError, KeyError, ValueError) as error:
-            told = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            raise BadInput("tuned", path, f"not readable ({told}): {self.again('')}") from None
+            message = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise BadInput("tuned", path, f"not readable ({message}): {self.again('')}") from None
         return dict(content)
 
     def again(self, scale: str) -> str:
@@ -328,8 +328,8 @@ def _read(folder: Path, content: Any) -> Study:
     points = list(_points(content.get("for") or {}))
     for key, choices in (("figure", FIGURES), ("measure", tuple(MEASURES))):
         if content.get(key, choices[0]) not in choices:
-            told = f"{key}={content[key]}: choose {', '.join(choices)}"
-            raise BadInput("study", grid, told)
+            message = f"{key}={content[key]}: choose {', '.join(choices)}"
+            raise BadInput("study", grid, message)
     if "runs_of" in content:
         if content["runs_of"] == folder.name:
             raise BadInput("study", grid, "runs_of names another study")
@@ -373,8 +373,8 @@ def _read(folder: Path, content: Any) -> Study:
     known = {cell.name for cell in cells}
     for name, count in extra.items():
         if name not in known or not isinstance(count, int) or count < 1:
-            told = f"extra_seeds has {name}: {count}; give a cell a whole number >= 1"
-            raise BadInput("study", grid, told)
+            message = f"extra_seeds has {name}: {count}; give a cell a whole number >= 1"
+            raise BadInput("study", grid, message)
     if len(known) < len(cells):
         raise BadInput("study", grid, "two cells have one name")
     for claim in claims:
@@ -385,8 +385,8 @@ def _read(folder: Path, content: Any) -> Study:
             raise BadInput("study", grid, f"{claim}: no such measure; {remedy}")
         others = [other for other in claims if other.lower == claim.than and other.higher]
         if claim.than and (len(others) != 1 or others[0] == claim):
-            told = f"{claim}: than={claim.than} must be what one other claim says is lower"
-            raise BadInput("study", grid, told)
+            message = f"{claim}: than={claim.than} must be what one other claim says is lower"
+            raise BadInput("study", grid, message)
     return Study(
         name=folder.name,
         folder=folder,

@@ -28,7 +28,7 @@ from omegaconf import DictConfig
 
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.run.identity import MEANS, evaluated_on, identity
-from dcasgd_repro.run.plan import length_of, said_by
+from dcasgd_repro.run.plan import length_of, plain_config
 from dcasgd_repro.run.read import (
     ENDED,
     FAILED,
@@ -148,7 +148,7 @@ def jobs_of(study: Study, scale: str, seeds: int, extra: Sequence[str] = ()) -> 
                 continue
             words, cfg, pushes = configs[cell.name]
             cfg.seed = seed
-            path = CELLS / identity(said_by(cfg))[:16]
+            path = CELLS / identity(plain_config(cfg))[:16]
             jobs.append(Job(cell, seed, (*words, f"seed={seed}"), pushes, path))
     return jobs
 
@@ -161,8 +161,8 @@ def _composed(
         cfg = compose("config", overrides=list(words))
         return words, cfg, length_of(cfg).stop(cfg.stop_epoch)
     except HydraException as error:
-        told = " ".join(str(error).split())
-        raise BadInput(f"cell {cell.name}", " ".join(words), f"not understood: {told}") from None
+        message = " ".join(str(error).split())
+        raise BadInput(f"cell {cell.name}", " ".join(words), f"not understood: {message}") from None
 
 
 def unique(jobs: Sequence[Job]) -> list[Job]:
@@ -308,13 +308,13 @@ def _ended_before(target: Path, job: Job) -> bool:
 
 def _killed(job: Job) -> dict[str, Any]:
     """A summary of a run that left none."""
-    said = config_of(job.path)
-    told: dict[str, Any] = {"status": FAILED, "last_line": job.last_line()}
-    told |= {key: said[key] for key in ("exp", "scale", "workers", "seed")}
-    rule: Any = get_class(said["rule"]["_target_"])
-    told |= {"task": None, "rule": rule.name}
-    told |= {"evaluated_on": evaluated_on(said)}
-    return {**told, "pushes": job.done(), "wall_s": None, "weights_sha256": None}
+    config = config_of(job.path)
+    stub: dict[str, Any] = {"status": FAILED, "last_line": job.last_line()}
+    stub |= {key: config[key] for key in ("exp", "scale", "workers", "seed")}
+    rule: Any = get_class(config["rule"]["_target_"])
+    stub |= {"task": None, "rule": rule.name}
+    stub |= {"evaluated_on": evaluated_on(config)}
+    return {**stub, "pushes": job.done(), "wall_s": None, "weights_sha256": None}
 
 
 def _thinned(metrics: Path) -> str | None:

@@ -158,12 +158,12 @@ def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
     for group in ranked:
         first, twins = group[0], [g[0] for g in ranked if label(g[0]) == label(group[0])]
         keys = {key for twin in twins for key in twin.config}
-        told = [
+        differing = [
             f"{key}={first.config.get(key)}"
             for key in sorted(keys)
             if len({str(twin.config.get(key)) for twin in twins}) > 1
         ]
-        named[", ".join([label(first), *told])] = group
+        named[", ".join([label(first), *differing])] = group
     return named
 
 

@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_module
 
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.run.identity import flat
-from dcasgd_repro.run.plan import build, said_by
+from dcasgd_repro.run.plan import build, plain_config
 from dcasgd_repro.run.read import Run, provenance_of
 from dcasgd_repro.study.evidence import Evidence
 from dcasgd_repro.study.grid import Study
@@ -141,9 +141,9 @@ def of_jobs(chosen: Study, grid: Grid, jobs: Sequence[Job]) -> Found:
     return trials(chosen, grid, runs)
 
 
-def of_kept(here: Evidence) -> Found:
+def of_kept(evidence: Evidence) -> Found:
     """The trials of each cell, from the kept runs."""
-    return trials(here.study, here.study.grid(here.scale), here.runs)
+    return trials(evidence.study, evidence.study.grid(evidence.scale), evidence.runs)
 
 
 def check(chosen: Study, scale: str) -> None:
@@ -153,7 +153,7 @@ def check(chosen: Study, scale: str) -> None:
     with initialize_config_module("dcasgd_repro.conf", version_base="1.3"):
         for cell in chosen.cells:
             cfg = compose("config", overrides=[f"scale={scale}", *cell.overrides])
-            if key not in (known := flat(said_by(cfg, resolve=False), apart=())):
+            if key not in (known := flat(plain_config(cfg, resolve=False), without=())):
                 near = (
                     " or ".join(difflib.get_close_matches(key, known, n=2)) or "a key of the config"
                 )
@@ -192,8 +192,8 @@ def write(chosen: Study, scale: str, grid: Grid, jobs: Sequence[Job]) -> str:
     head += "# seeds; value is the best of those tried. A run that diverged counts as chance, 90.\n"
     text = yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=100)
     (chosen.folder / "tuned.yaml").write_text(head + text)
-    told = ", ".join(f"{cell} {of_cell['value']:g}" for cell, of_cell in cells.items())
-    return f"chosen {chosen.tune.key}, in {chosen.folder / 'tuned.yaml'}: {told}"
+    values = ", ".join(f"{cell} {of_cell['value']:g}" for cell, of_cell in cells.items())
+    return f"chosen {chosen.tune.key}, in {chosen.folder / 'tuned.yaml'}: {values}"
 
 
 def commits(jobs: Sequence[Job]) -> list[str]:

@@ -704,7 +704,7 @@ def test_with_a_split_the_test_images_are_not_looked_at(small, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("validation", "images", "told"),
+    ("validation", "images", "message"),
     [
         (100, None, "validation=100: leaves nothing to train on; give less than 100"),
         (101, 10, "validation=101: leaves nothing to train on"),
@@ -716,10 +716,10 @@ def test_with_a_split_the_test_images_are_not_looked_at(small, tmp_path, monkeyp
         (30, 0, "train_images=0: give a whole number >= 1"),
     ],
 )
-def test_a_split_that_is_none_is_refused(small, validation, images, told):
+def test_a_split_that_is_none_is_refused(small, validation, images, message):
     with pytest.raises(BadInput) as refused:
         CIFAR10(None, 1, 5, 1, False, train_images=images, validation=validation)
-    assert str(refused.value).startswith(told)
+    assert str(refused.value).startswith(message)
 
 
 def test_synthetic_validation_images_come_after_the_training_images():

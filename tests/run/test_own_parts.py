@@ -305,23 +305,23 @@ def test_an_edited_rule_is_another_run(files: Callable[..., Rule], tmp_path: Pat
     first = planned(rule=files(), run_dir=tmp_path / "run")
     experiment.run(first, say=lambda line: None)
     provenance = read.provenance_of(tmp_path / "run")
-    assert provenance["sources"] == first.said["sources"]
+    assert provenance["sources"] == first.config["sources"]
     assert list(provenance["sources"]) == ["rule"]
-    assert planned(rule=files()).said["sources"] == first.said["sources"]
+    assert planned(rule=files()).config["sources"] == first.config["sources"]
 
     edited = [planned(rule=files(factor=2.0), run_dir=tmp_path / "run")]
     with pytest.raises(BadInput, match=r"holds a run with sources.rule=\w{16} \(now \w{16}\); na"):
         experiment.run(edited[0], say=lambda line: None)
     edited.append(planned(rule=files(state="()")))  # its base class's file
-    known = {identity.identity(each.said) for each in (first, *edited)}
+    known = {identity.identity(each.config) for each in (first, *edited)}
     assert len(known) == 3
     # A kept run's identity is that of the file it was made with.
     kept = identity.identity(read.config_of(tmp_path / "run"))
-    assert kept == identity.identity({**first.said, "run_dir": "elsewhere"})
+    assert kept == identity.identity({**first.config, "run_dir": "elsewhere"})
 
 
 def test_only_parts_of_ones_own_have_a_source() -> None:
-    assert sources(planned().said) == {}
+    assert sources(planned().config) == {}
     said = {
         "lr": {"_target_": "nowhere.at.All"},
         "task": {

@@ -284,7 +284,7 @@ def test_a_run_that_goes_on_without_its_probe_keeps_its_rows(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["probe.every=0"], "probe.every=0: give a whole number >= 1"),
         (["probe.every=-3"], "probe.every=-3: give a whole number >= 1"),
@@ -297,14 +297,14 @@ def test_a_run_that_goes_on_without_its_probe_keeps_its_rows(tmp_path: Path) -> 
     ],
 )
 def test_refused_in_one_line(
-    words: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     run = tmp_path / "run"
     every = [*torture.SMALL[2:], "task=synthetic", f"run_dir={run}", "rule=asgd", *words]
     if "task=quadratic" in words:
         every = ["rule=asgd", f"run_dir={run}", *words]
     assert cli.dispatch("train", ["scale=smoke", *every]) == 2
-    assert capsys.readouterr().err == f"dcasgd-repro: {told}\n"
+    assert capsys.readouterr().err == f"dcasgd-repro: {message}\n"
     assert not run.exists()
 
 
@@ -375,7 +375,7 @@ def test_a_blocks_median_counts_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("above", "below", "told"),
+    ("above", "below", "message"),
     [
         (None, 15, "reproduced"),
         (4, None, "reproduced"),
@@ -388,9 +388,9 @@ def test_a_blocks_median_counts_once() -> None:
         (20, 30, "not reproduced"),
     ],
 )
-def test_verdicts(above: float | None, below: float | None, told: str) -> None:
+def test_verdicts(above: float | None, below: float | None, message: str) -> None:
     claim = Claim("probe", ("a",), column="removed_c", above=above, below=below)
-    assert probed.verdict(claim, probed.Median(9.5, 5.0, 14.0, 20)) == told
+    assert probed.verdict(claim, probed.Median(9.5, 5.0, 14.0, 20)) == message
     assert probed.verdict(claim, probed.Median(9.5, -math.inf, math.inf, 3)) == "undecided"
 
 
@@ -453,23 +453,23 @@ def test_the_page_has_medians_and_quartiles(mine: Path, whole: Path) -> None:
 def test_a_page_without_probes_is_drawn_too(mine: Path) -> None:
     for path in Path("results/mine/smoke/runs").glob("*/probe.csv"):
         path.unlink()
-    told = results.write(study(str(mine)), "smoke", Path("results"))
+    message = results.write(study(str(mine)), "smoke", Path("results"))
     assert "no run has a probe.csv" in Path("results/mine/smoke/figure.svg").read_text()
-    assert "| -1 < median removed_c of asgd-4 < 1 | - | 0 | undecided |" in told
-    assert "staleness error" not in told
+    assert "| -1 < median removed_c of asgd-4 < 1 | - | 0 | undecided |" in message
+    assert "staleness error" not in message
     shutil.rmtree(mine)
 
 
 @pytest.mark.parametrize(
-    ("claim", "told"),
+    ("claim", "message"),
     [
         ({"probe": "removed_c", "cell": "b", "above": 0}, "a claim names b, which is no cell"),
         ({"probe": "removed_c", "cell": "a"}, "probe: give above, below or both"),
         ({"probe": "removed_c", "cell": "a", "within": 1}, "a claim with within"),
     ],
 )
-def test_a_claim_that_is_none_is_refused(claim: dict, told: str, tmp_path: Path) -> None:
+def test_a_claim_that_is_none_is_refused(claim: dict, message: str, tmp_path: Path) -> None:
     grid = {"title": "t", "cells": {"a": ""}, "claims": [claim]}
     (tmp_path / "grid.yaml").write_text(yaml.dump(grid))
-    with pytest.raises(BadInput, match=told):
+    with pytest.raises(BadInput, match=message):
         study(str(tmp_path))

@@ -161,7 +161,7 @@ def test_without_run_dir_the_unfinished_run_of_this_config_goes_on(
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"seed": 3}, "seed=0 (now 3)"),
         ({"workers": 2}, "workers=4 (now 2)"),
@@ -170,11 +170,11 @@ def test_without_run_dir_the_unfinished_run_of_this_config_goes_on(
     ],
 )
 def test_another_config_is_refused_by_its_difference(
-    change: dict, told: str, whole: Path, tmp_path: Path
+    change: dict, message: str, whole: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(BadInput) as refused:
         quiet(OmegaConf.merge(torture.config(CELL, whole), change))
-    assert told in str(refused.value)
+    assert message in str(refused.value)
     assert str(refused.value).startswith(f"run_dir={whole}: holds a run with ")
 
 

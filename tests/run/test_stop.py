@@ -17,7 +17,7 @@ from dcasgd_repro.errors import BadInput
 from dcasgd_repro.rules import ASGD
 from dcasgd_repro.run import experiment, read
 from dcasgd_repro.run.identity import identity
-from dcasgd_repro.run.plan import build, log_of, plan_of, said_by
+from dcasgd_repro.run.plan import build, log_of, plain_config, plan_of
 from dcasgd_repro.run.probe import Probe
 from dcasgd_repro.simulate import Server, simulate
 from dcasgd_repro.study import reproduce
@@ -87,7 +87,7 @@ def test_a_stop_that_cannot_be_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("key", "told"),
+    ("key", "message"),
     [
         ("probe.batch_error_every=5", "probe.batch_error_every=5: task quadratic has no classes"),
         ("probe.batch_error_every=0", "probe.batch_error_every=0: give a whole number >= 1"),
@@ -95,19 +95,19 @@ def test_a_stop_that_cannot_be_is_refused(
     ],
 )
 def test_a_probe_that_cannot_be_is_refused(
-    key: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    key: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.dispatch("train", ["task=quadratic", key, f"run_dir={tmp_path}/r"]) == 2
     [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"dcasgd-repro: {told}")
+    assert line.startswith(f"dcasgd-repro: {message}")
 
 
 def test_a_stop_and_a_probe_make_no_other_run(tmp_path: Path) -> None:
     plain = torture.config(CELL, tmp_path)
     stopped = torture.config([*CELL, "stop_epoch=1", BATCHES], tmp_path)
-    assert identity(said_by(stopped)) == identity(said_by(plain))
+    assert identity(plain_config(stopped)) == identity(plain_config(plain))
     old = OmegaConf.masked_copy(plain, [k for k in plain if k not in ("stop_epoch", "probe")])
-    assert identity(said_by(old)) == identity(said_by(plain))
+    assert identity(plain_config(old)) == identity(plain_config(plain))
 
 
 def test_a_probe_changes_no_bit_and_takes_the_mini_batches_own_error(tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_a_study_with_a_stop_runs_prefixes_and_extra_seeds_last(
 
 
 @pytest.mark.parametrize(
-    ("keys", "told"),
+    ("keys", "message"),
     [
         ({"extra_seeds": {"c": 1}}, "extra_seeds has c: 1; give a cell a whole number"),
         ({"extra_seeds": {"a": 0}}, "extra_seeds has a: 0; give a cell a whole number"),
@@ -226,7 +226,7 @@ def test_a_study_with_a_stop_runs_prefixes_and_extra_seeds_last(
     ],
 )
 def test_a_grid_that_cannot_be_is_refused(
-    keys: dict[str, object], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    keys: dict[str, object], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()
@@ -234,7 +234,7 @@ def test_a_grid_that_cannot_be_is_refused(
     (tmp_path / "mine" / "grid.yaml").write_text(yaml.dump({"title": "M", "cells": cells} | keys))
     with pytest.raises(BadInput) as error:
         study("mine")
-    assert told in str(error.value)
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 

@@ -298,12 +298,12 @@ def test_ratio_of_nothing_and_of_nan() -> None:
 
 
 def test_the_config_hash_sees_numbers_and_not_places() -> None:
-    base = identity.config_hash(plan.said_by(composed()))
+    base = identity.config_hash(plan.plain_config(composed()))
     for change in ("seed=1", "rule=asgd", "epochs=3", "schedule.compute.cv=0.3", "log_every=8"):
-        assert identity.config_hash(plan.said_by(composed(change))) != base, change
+        assert identity.config_hash(plan.plain_config(composed(change))) != base, change
     for same in ("run_dir=x", "data.root=y", "+exp=cifar_dc", "checkpoint.every_s=1"):
         cfg = composed(same, "workers=4")
-        assert identity.config_hash(plan.said_by(cfg)) == base, same
+        assert identity.config_hash(plan.plain_config(cfg)) == base, same
 
 
 # Reports.
@@ -383,7 +383,7 @@ def small_plan(**changes: object) -> plan.Plan:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"rate": lambda epoch: 0.1}, "rate=<function"),  # its parameters cannot be seen
         ({"workers": 3}, "schedule.workers=2: the plan has 3; make both the same"),
@@ -391,18 +391,18 @@ def small_plan(**changes: object) -> plan.Plan:
         ({"probe_every": 0}, "probe.every=0: give a whole number"),
     ],
 )
-def test_a_plan_that_cannot_be_is_refused(changes: dict[str, object], told: str) -> None:
+def test_a_plan_that_cannot_be_is_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(BadInput) as refused:
         small_plan(**changes)
-    assert str(refused.value).startswith(told)
+    assert str(refused.value).startswith(message)
 
 
 def test_plans_without_a_config_tell_their_runs_apart(tmp_path: Path) -> None:
     """What a plan says of itself is what a config of the same run says, as far as they overlap."""
     one, other = small_plan(), small_plan(rule=ASGD(momentum=0.5))
-    assert identity.identity(one.said) != identity.identity(other.said)
-    assert identity.identity(one.said) == identity.identity(small_plan(threads=1).said)
-    assert one.said["rule"] == {"_target_": "dcasgd_repro.rules.ASGD", "momentum": 0.0}
+    assert identity.identity(one.config) != identity.identity(other.config)
+    assert identity.identity(one.config) == identity.identity(small_plan(threads=1).config)
+    assert one.config["rule"] == {"_target_": "dcasgd_repro.rules.ASGD", "momentum": 0.0}
     path = experiment.run(small_plan(run_dir=tmp_path / "a", name="mine"), say=lambda line: None)
     assert read.Run.read(path).summary["status"] == "finished"
     with pytest.raises(BadInput, match=r"holds a run with rule.momentum=0.0 \(now 0.5\)"):
@@ -413,5 +413,5 @@ def test_a_split_without_a_config_is_a_validation_too() -> None:
     images = Synthetic(2, 4, 0, True, train_images=64, test_images=16, validation=8)
     task = Classification(ResNet(8, 2), images)
     length = plan.Length(images=64, batch=4, epochs=1)
-    assert identity.evaluated_on(small_plan(task=task, length=length).said) == "validation"
-    assert identity.evaluated_on(small_plan().said) == "test"
+    assert identity.evaluated_on(small_plan(task=task, length=length).config) == "validation"
+    assert identity.evaluated_on(small_plan().config) == "test"

@@ -88,7 +88,7 @@ def test_a_file_from_the_first_pushes_of_a_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "line", "told"),
+    ("content", "line", "message"),
     [
         ("", 1, "holds no delay"),
         ("delay\n", 2, "holds no delay"),
@@ -106,13 +106,13 @@ def test_a_file_from_the_first_pushes_of_a_run(tmp_path: Path) -> None:
     ],
 )
 def test_a_file_that_does_not_invert_is_refused_by_line(
-    content: str, line: int, told: str, tmp_path: Path
+    content: str, line: int, message: str, tmp_path: Path
 ) -> None:
     (tmp_path / "d.txt").write_text(content)
     with pytest.raises(BadInput) as refused:
         FromDelays(str(tmp_path / "d.txt"), 3).messages(5)
     assert str(refused.value).startswith(f"path={tmp_path / 'd.txt'}:{line}: ")
-    assert told in str(refused.value)
+    assert message in str(refused.value)
     assert "\n" not in str(refused.value)
 
 

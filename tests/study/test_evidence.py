@@ -159,7 +159,7 @@ def test_holm_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mean", "half", "n", "scale", "told"),
+    ("mean", "half", "n", "scale", "message"),
     [
         (2.0, 1.0, 3, "paper", "reproduced"),
         (2.0, 1.0, 2, "paper", "undecided"),  # too few
@@ -172,24 +172,28 @@ def test_holm_by_hand() -> None:
         (0.0, 0.0, 5, "laptop", "undecided"),
     ],
 )
-def test_verdicts(mean: float, half: float, n: int, scale: str, told: str) -> None:
-    assert above(Difference(mean, half, n), 0.0, 1.0 if scale == "paper" else 0.0)[0] == told
+def test_verdicts(mean: float, half: float, n: int, scale: str, message: str) -> None:
+    assert above(Difference(mean, half, n), 0.0, 1.0 if scale == "paper" else 0.0)[0] == message
 
 
 def test_evidence_of_runs_made_by_hand(mine: Path) -> None:
-    here = Evidence(study(str(mine)), "laptop", Path("results"))
-    dc, _, asgd = here.found
+    evidence = Evidence(study(str(mine)), "laptop", Path("results"))
+    dc, _, asgd = evidence.found
     assert (dc.difference.mean, dc.difference.n) == (pytest.approx(6.0), 3)
     assert dc.difference.half == pytest.approx(T2 / math.sqrt(3))
-    assert [f.verdict for f in here.found] == ["reproduced", "not reproduced", "not reproduced"]
+    assert [f.verdict for f in evidence.found] == ["reproduced", "not reproduced", "not reproduced"]
     assert asgd.difference.mean == pytest.approx(-21.0)
-    assert here.counts() == "1 can explain, 2 cannot explain"
-    row = here.table.set_index("cell").loc["dc-8"]
+    assert evidence.counts() == "1 can explain, 2 cannot explain"
+    row = evidence.table.set_index("cell").loc["dc-8"]
     assert row["minus_asgd_mean"] == pytest.approx(-6.0)
     assert row["minus_sgd_n"] == 3
-    assert here.table.set_index("cell").loc["asgd-8", "paper_last10_test_error_pct"] == 12
-    assert here.baseline("asgd-8", "asgd") is None  # not against itself
-    assert here.values("sgd") == {0: pytest.approx(30), 1: pytest.approx(30), 2: pytest.approx(30)}
+    assert evidence.table.set_index("cell").loc["asgd-8", "paper_last10_test_error_pct"] == 12
+    assert evidence.baseline("asgd-8", "asgd") is None  # not against itself
+    assert evidence.values("sgd") == {
+        0: pytest.approx(30),
+        1: pytest.approx(30),
+        2: pytest.approx(30),
+    }
 
 
 def test_a_change_of_the_difference_is_paired_over_four_runs(mine: Path) -> None:
@@ -241,14 +245,14 @@ def test_a_change_of_the_difference_is_paired_over_four_runs(mine: Path) -> None
 
 
 def test_the_stretch_before_the_drop_is_the_last_fifth_of_its_epochs(mine: Path) -> None:
-    here = Evidence(study(str(mine)), "laptop", Path("results"))
+    evidence = Evidence(study(str(mine)), "laptop", Path("results"))
     # drop after epoch 4: epochs in (3.2, 4], which is the fourth
-    assert here.values("asgd-8", "before_drop")[1] == pytest.approx(51.0)
+    assert evidence.values("asgd-8", "before_drop")[1] == pytest.approx(51.0)
     path = Path("results/mine/laptop/runs/asgd-8-seed1/metrics.csv")
     rows = pd.read_csv(path)  # an epoch of pushes that are not whole: its evaluation is a bit late
     rows.assign(epoch=rows["epoch"] + 2e-5).to_csv(path, index=False)
-    here = Evidence(study(str(mine)), "laptop", Path("results"))
-    assert here.values("asgd-8", "before_drop")[1] == pytest.approx(51.0)
+    evidence = Evidence(study(str(mine)), "laptop", Path("results"))
+    assert evidence.values("asgd-8", "before_drop")[1] == pytest.approx(51.0)
 
 
 def test_another_setting_is_no_baseline(mine: Path) -> None:
@@ -256,30 +260,30 @@ def test_another_setting_is_no_baseline(mine: Path) -> None:
     for seed in range(3):
         path = folder / f"dc-8-seed{seed}" / "config.yaml"
         path.write_text(path.read_text().replace("augment: true", "augment: false"))
-    here = Evidence(study(str(mine)), "laptop", Path("results"))
-    assert here.baseline("dc-8", "asgd") is None
-    assert here.baseline("tiny-8", "asgd") == "asgd-8"
-    assert here.baseline("tiny-8", "sgd") == "sgd"
+    evidence = Evidence(study(str(mine)), "laptop", Path("results"))
+    assert evidence.baseline("dc-8", "asgd") is None
+    assert evidence.baseline("tiny-8", "asgd") == "asgd-8"
+    assert evidence.baseline("tiny-8", "sgd") == "sgd"
 
 
 def test_a_run_that_diverged_counts_as_guessing_and_is_named(mine: Path) -> None:
     path = Path("results/mine/laptop/runs/dc-8-seed1/summary.json")
     path.write_text(path.read_text().replace('"finished"', '"diverged"'))
-    here = Evidence(study(str(mine)), "laptop", Path("results"))
-    dc = here.found[0]
+    evidence = Evidence(study(str(mine)), "laptop", Path("results"))
+    dc = evidence.found[0]
     assert dc.verdict == "undecided"
     assert (dc.difference.n, dc.difference.mean) == (3, pytest.approx((5 - 39 + 7) / 3))
     assert dc.lost == ("dc-8 (seed 1)",)
-    assert here.found[1].verdict == "not reproduced"
-    row = here.table.set_index("cell").loc["dc-8"]
+    assert evidence.found[1].verdict == "not reproduced"
+    row = evidence.table.set_index("cell").loc["dc-8"]
     assert (row["n"], row["diverged"]) == (2, 1)
     assert row["test_error_last10_pct_mean"] == pytest.approx(45.0)  # of 45 and 45
     assert row["test_error_last10_pct_ranked"] == pytest.approx(60.0)  # of 45, 90 and 45
     assert row["minus_asgd_mean"] == pytest.approx((-5 + 39 - 7) / 3)
-    cells = results.markdown_cells(here)
+    cells = results.markdown_cells(evidence)
     assert "| dc-8 | 2 (+ 1 diverged) |" in cells
     assert "45.00 ± 0.00 (60.00 with 1 diverged)" in cells
-    assert "undecided; diverged: dc-8 (seed 1) |" in results.markdown_claims(here)
+    assert "undecided; diverged: dc-8 (seed 1) |" in results.markdown_claims(evidence)
     path.write_text(path.read_text().replace('"diverged"', '"failed"'))  # the machine's fault
     failed = Evidence(study(str(mine)), "laptop", Path("results"))
     assert (failed.found[0].verdict, failed.found[0].difference.n) == ("undecided", 2)
@@ -332,19 +336,19 @@ def test_equivalence_order_margin_and_curve_are_judged(mine: Path) -> None:
         {"curve": "sgd", "within": 3.5},
         {"order": ["sgd", "dc-8"], "measure": "batch_epochs_to"},
     ]
-    here = claims_of(mine, claims, "paper", epochs=[2, 4], level=51.5, measure="train_error")
-    words = [f.verdict for f in here.found]
+    evidence = claims_of(mine, claims, "paper", epochs=[2, 4], level=51.5, measure="train_error")
+    words = [f.verdict for f in evidence.found]
     assert words[:3] == ["reproduced", "undecided", "reproduced"]  # 0; 6 ± 1.7 (90 %); 6 ± 2.5 > 3
     # from 90 at epoch 0: sgd is at 30 at 1; dc at 85, 84, 83 at 1 and at 45 at 2; asgd at 90 at 1
     # and at 50, 51, 52 at 2, so that seed 2 never comes to 51.5
     at = np.mean([1 + (first - 51.5) / (first - 45) for first in (85, 84, 83)])
-    assert here.found[3].told == f"{38.5 / 60:.1f}, {at:.1f}, never, n = 3"
+    assert evidence.found[3].instead == f"{38.5 / 60:.1f}, {at:.1f}, never, n = 3"
     assert words[3:5] == ["reproduced", "not reproduced"]
     # sgd 30 against 36 at epoch 2 and 32 at epoch 4: 4 away on average
-    assert here.found[5].told == "4.0 away, n = 3"
+    assert evidence.found[5].instead == "4.0 away, n = 3"
     assert words[5:7] == ["reproduced", "not reproduced"]
-    assert (words[7], here.found[7].told) == ("undecided", "")  # no run has that column
-    page = results.page(here, ["", results.markdown_claims(here)])
+    assert (words[7], evidence.found[7].instead) == ("undecided", "")  # no run has that column
+    page = results.page(evidence, ["", results.markdown_claims(evidence)])
     assert "| dc-8 = tiny-8 within 1 | +0.00 ± 0.00 | 3 | - |" in page
     assert "asgd-8 - dc-8 >= 3" in page
 
@@ -388,16 +392,16 @@ def test_extra_seeds_are_no_seeds_that_the_other_cell_lacks(mine: Path) -> None:
     make_run(folder / "asgd-8-seed3", [0.5] * 5)
     claim: dict[str, object] = {"lower": "dc-8", "higher": "asgd-8"}
     assert claims_of(mine, [claim], "laptop").found[0].verdict == "undecided"
-    here = claims_of(mine, [claim], "laptop", extra_seeds={"asgd-8": 1})
-    assert (here.found[0].verdict, here.found[0].difference.n) == ("reproduced", 3)
+    evidence = claims_of(mine, [claim], "laptop", extra_seeds={"asgd-8": 1})
+    assert (evidence.found[0].verdict, evidence.found[0].difference.n) == ("reproduced", 3)
     shutil.rmtree(folder / "dc-8-seed1")  # not an extra one
-    assert Evidence(here.study, "laptop", Path("results")).found[0].verdict == "undecided"
+    assert Evidence(evidence.study, "laptop", Path("results")).found[0].verdict == "undecided"
 
 
 def test_a_seed_that_never_gets_there_leaves_a_difference_in_epochs_undecided(mine: Path) -> None:
     claim: dict[str, object] = {"lower": "dc-8", "higher": "asgd-8", "measure": "epochs_to"}
-    here = claims_of(mine, [claim], "laptop", level=51.5)  # asgd's seed 2 stays at 52
-    assert here.found[0].verdict == "undecided"
+    evidence = claims_of(mine, [claim], "laptop", level=51.5)  # asgd's seed 2 stays at 52
+    assert evidence.found[0].verdict == "undecided"
 
 
 @pytest.mark.parametrize(("least_n", "verdict"), [(3, "reproduced"), (4, "undecided")])
@@ -413,13 +417,13 @@ def test_a_curve_beyond_what_was_run_is_not_judged(mine: Path) -> None:
     claim: dict[str, object] = {"curve": "sgd", "within": 4}
     with pytest.raises(BadInput, match="a curve is compared at epochs"):
         claims_of(mine, [claim], "laptop")
-    here = claims_of(mine, [claim], "paper", epochs=[2, 9])  # the runs have 5 epochs
-    assert (here.found[0].verdict, here.found[0].told) == ("undecided", "")
+    evidence = claims_of(mine, [claim], "paper", epochs=[2, 9])  # the runs have 5 epochs
+    assert (evidence.found[0].verdict, evidence.found[0].instead) == ("undecided", "")
 
 
 def test_a_run_is_read_up_to_the_epoch_its_study_stops_at(mine: Path) -> None:
-    here = claims_of(mine, [], "laptop", stop_epoch=3)
-    assert len(here.runs["asgd-8"][0].metrics) == 3  # the runs went on to epoch 5
+    evidence = claims_of(mine, [], "laptop", stop_epoch=3)
+    assert len(evidence.runs["asgd-8"][0].metrics) == 3  # the runs went on to epoch 5
     path = Path("results/mine/laptop/runs/asgd-8-seed1/summary.json")
     whole = json.loads(path.read_text())
     for status, pushes, n in (
@@ -430,26 +434,28 @@ def test_a_run_is_read_up_to_the_epoch_its_study_stops_at(mine: Path) -> None:
         ("failed", 5, 2),
     ):
         pushes *= 10_000  # of batch 1
-        told = {"status": status, "pushes": pushes}
-        told |= {"diverged_at_push": pushes} if status == "diverged" else {}
-        path.write_text(json.dumps(whole | told))
-        again = Evidence(here.study, "laptop", Path("results"))
+        message = {"status": status, "pushes": pushes}
+        message |= {"diverged_at_push": pushes} if status == "diverged" else {}
+        path.write_text(json.dumps(whole | message))
+        again = Evidence(evidence.study, "laptop", Path("results"))
         assert (status, again.table.set_index("cell").loc["asgd-8", "n"]) == (status, n)
     # Its row at the stop closes the prefix, and it diverged before: it counts as guessing.
-    told = {"status": "diverged", "pushes": 30_000, "diverged_at_push": 29_990}
-    path.write_text(json.dumps(whole | told))
-    row = Evidence(here.study, "laptop", Path("results")).table.set_index("cell").loc["asgd-8"]
+    message = {"status": "diverged", "pushes": 30_000, "diverged_at_push": 29_990}
+    path.write_text(json.dumps(whole | message))
+    row = Evidence(evidence.study, "laptop", Path("results")).table.set_index("cell").loc["asgd-8"]
     assert (row["n"], row["diverged"]) == (2, 1)
-    stopped = replace(here.study, stop_epoch=None)  # to a study of whole runs a prefix is no run
+    stopped = replace(
+        evidence.study, stop_epoch=None
+    )  # to a study of whole runs a prefix is no run
     path.write_text(json.dumps(whole | {"status": "stopped"}))
     assert len(Evidence(stopped, "laptop", Path("results")).values("asgd-8")) == 2
 
 
 def test_pages_tables_and_figures_are_the_same_twice(mine: Path) -> None:
-    here = study(str(mine))
-    results.write(here, "laptop", Path("results"))
+    evidence = study(str(mine))
+    results.write(evidence, "laptop", Path("results"))
     first = {p: p.read_bytes() for p in Path("results").rglob("*") if p.is_file()}
-    results.write(here, "laptop", Path("results"))
+    results.write(evidence, "laptop", Path("results"))
     assert {p: p.read_bytes() for p in Path("results").rglob("*") if p.is_file()} == first
     assert {p.name for p in first} >= {"README.md", "cells.csv", "claims.csv", "figure.svg"}
     page = Path("results/mine/laptop/README.md").read_text()
@@ -514,9 +520,9 @@ def test_a_seed_that_only_one_of_the_two_cells_has_leaves_the_claim_undecided(mi
     shutil.rmtree("results/mine/laptop/runs/asgd-8-seed2")
     make_run(Path("results/mine/laptop/runs/asgd-8-seed3"), [0.5] * 5)
     make_run(Path("results/mine/laptop/runs/dc-8-seed3"), [0.4] * 5, rule="dcasgd_c", lam=2)
-    here = Evidence(study(str(mine)), "laptop", Path("results"))
-    assert here.found[0].difference.n == 3
-    assert here.found[0].verdict == "undecided"
+    evidence = Evidence(study(str(mine)), "laptop", Path("results"))
+    assert evidence.found[0].difference.n == 3
+    assert evidence.found[0].verdict == "undecided"
 
 
 def test_runs_of_another_configuration_are_not_pooled(mine: Path) -> None:
@@ -536,7 +542,7 @@ def test_what_is_committed_is_what_report_writes(
     shutil.copytree(ROOT / "results", "results")
     for path in [*Path("results").glob("*/*/*.md"), *Path("results").glob("*/*/*.csv")]:
         path.unlink()
-    monkeypatch.setattr("dcasgd_repro.study.figures.draw", lambda here: NoFigure())
+    monkeypatch.setattr("dcasgd_repro.study.figures.draw", lambda evidence: NoFigure())
     assert cli.report([]) == 0
     for path in [*Path("results").rglob("*.md"), *Path("results").rglob("*.csv")]:
         assert path.read_bytes() == (ROOT / path).read_bytes(), path

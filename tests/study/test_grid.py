@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_module
 
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.run.identity import identity
-from dcasgd_repro.run.plan import length_of, said_by
+from dcasgd_repro.run.plan import length_of, plain_config
 from dcasgd_repro.run.read import config_of
 from dcasgd_repro.study import grid as studies
 from dcasgd_repro.study.grid import names, study
@@ -67,8 +67,8 @@ def test_a_grid_is_expanded_over_its_axes(tmp_path: Path) -> None:
         ("dc-2-0.5", ("workers=2", "rule.lam0=0.5")),
         ("dc-4-0.5", ("workers=4", "rule.lam0=0.5")),
     ]
-    told = ["dc-2-0.5 < sgd", "dc-4-0.5 < sgd", "sgd < dc-2-0.5", "sgd within 10% of 3"]
-    assert [str(claim) for claim in made.claims] == told
+    message = ["dc-2-0.5 < sgd", "dc-4-0.5 < sgd", "sgd < dc-2-0.5", "sgd within 10% of 3"]
+    assert [str(claim) for claim in made.claims] == message
     assert made.name == made.runs_of == "mine"
 
 
@@ -101,7 +101,7 @@ def test_the_beginning_of_a_name_is_enough() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ({"cells": {}}, "give a title and cells"),
         ({"title": "t", "cells": {}, "celsl": {}}, "give a title and cells"),
@@ -151,18 +151,18 @@ def test_the_beginning_of_a_name_is_enough() -> None:
     ],
 )
 def test_a_grid_that_is_none_is_refused_in_one_line(
-    tmp_path: Path, content: object, told: str
+    tmp_path: Path, content: object, message: str
 ) -> None:
     with pytest.raises(BadInput) as refused:
         study(grid(tmp_path / "bad", content))
-    assert told in str(refused.value)
+    assert message in str(refused.value)
     assert str(refused.value).startswith("study=")
     assert "\n" not in str(refused.value)
 
 
 def identity_of(*overrides: str) -> str:
     with initialize_config_module("dcasgd_repro.conf", version_base="1.3"):
-        return identity(said_by(compose("config", overrides=["scale=laptop", *overrides])))
+        return identity(plain_config(compose("config", overrides=["scale=laptop", *overrides])))
 
 
 def test_a_run_is_the_same_whatever_computes_it_and_another_with_another_number() -> None:
@@ -226,7 +226,7 @@ def test_the_run_that_is_named_is_the_run_that_is_trained() -> None:
     with initialize_config_module("dcasgd_repro.conf", version_base="1.3"):
         cfg = compose("config", overrides=list(job.overrides))
     assert length_of(cfg).pushes == job.pushes == 128
-    assert job.path.name == identity(said_by(cfg))[:16]
+    assert job.path.name == identity(plain_config(cfg))[:16]
 
 
 @pytest.mark.parametrize("scale", sorted({path.parts[-3] for path in KEPT}))

@@ -313,7 +313,7 @@ def test_the_live_table_shows_every_cell(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["table1", "seeds=0"], "seeds=0: give a whole number >= 1"),
         (["table1", "jobs=x"], "jobs=x: give a whole number >= 1"),
@@ -328,27 +328,27 @@ def test_the_live_table_shows_every_cell(
     ],
 )
 def test_reproduce_refuses_in_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], told: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BadInput) as refused:
         cli.reproduce(arguments)
-    assert str(refused.value).startswith(told)
+    assert str(refused.value).startswith(message)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["table1", "--dryrun"], "option=--dryrun: no such option"),
         (["table1", "fig2"], "study=table1 fig2: name one; there are"),
         (["scale=smoke"], "study=: name one; there are"),
     ],
 )
-def test_reproduce_refuses_odd_options(arguments: list[str], told: str) -> None:
+def test_reproduce_refuses_odd_options(arguments: list[str], message: str) -> None:
     with pytest.raises(BadInput) as refused:
         cli.reproduce(arguments)
-    assert str(refused.value).startswith(told)
+    assert str(refused.value).startswith(message)
 
 
 def test_a_study_killed_and_run_again_ends_as_if_it_had_not_been(
@@ -373,9 +373,9 @@ def test_a_study_killed_and_run_again_ends_as_if_it_had_not_been(
         assert time.monotonic() < deadline
         time.sleep(0.02)
     first.send_signal(signal.SIGINT)
-    _, told = first.communicate(timeout=60)
+    _, message = first.communicate(timeout=60)
     assert first.returncode == 130
-    assert "interrupted; every run goes on from its checkpoint with: dcasgd-repro rep" in told
+    assert "interrupted; every run goes on from its checkpoint with: dcasgd-repro rep" in message
     assert job.status == "interrupted"
     whole = [subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
              for folder in (stopped, straight)]  # fmt: skip

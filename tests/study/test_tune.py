@@ -18,7 +18,7 @@ from dcasgd_repro.cli import commands as cli
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.run import experiment, read
 from dcasgd_repro.run.identity import config_hash, flat, identity
-from dcasgd_repro.run.plan import length_of, plan_of, said_by
+from dcasgd_repro.run.plan import length_of, plain_config, plan_of
 from dcasgd_repro.study import figures, launchers, reproduce, tune
 from dcasgd_repro.study import pages as results
 from dcasgd_repro.study import runs as report
@@ -45,24 +45,26 @@ def test_kept_runs_keep_their_identity_and_their_hash() -> None:
     for path in KEPT[::7]:
         old = OmegaConf.load(path / "config.yaml")
         assert (
-            identity(said_by(old))[:16] == Path(old.run_dir).name
+            identity(plain_config(old))[:16] == Path(old.run_dir).name
         )  # as it was when the run was made
-        before = hashlib.sha256(json.dumps(flat(said_by(old)), sort_keys=True).encode()).hexdigest()
-        assert config_hash(said_by(old)) == before
+        before = hashlib.sha256(
+            json.dumps(flat(plain_config(old)), sort_keys=True).encode()
+        ).hexdigest()
+        assert config_hash(plain_config(old)) == before
         with open_dict(old):
             old.validation = old.task.data.validation = None
-        assert identity(said_by(old))[:16] == Path(old.run_dir).name
-        assert config_hash(said_by(old)) == before
+        assert identity(plain_config(old))[:16] == Path(old.run_dir).name
+        assert config_hash(plain_config(old)) == before
         old.validation = old.task.data.validation = 5000
-        assert identity(said_by(old))[:16] != Path(old.run_dir).name
-        assert config_hash(said_by(old)) != before
+        assert identity(plain_config(old))[:16] != Path(old.run_dir).name
+        assert config_hash(plain_config(old)) != before
 
 
 def test_a_split_is_part_of_the_run() -> None:
     plain, split, other = (
         composed("+exp=cifar_dc", *words) for words in ([], ["validation=9"], ["validation=8"])
     )
-    assert len({identity(said_by(cfg)) for cfg in (plain, split, other)}) == 3
+    assert len({identity(plain_config(cfg)) for cfg in (plain, split, other)}) == 3
     assert split.task.data.validation == 9
     with pytest.raises(BadInput, match=r"^task.data.validation=4: set validation=4 instead"):
         length_of(composed("task.data.validation=4"))
@@ -73,7 +75,7 @@ def test_a_split_is_part_of_the_run() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (
             "scale=paper validation=5000 device=cpu",
@@ -90,7 +92,7 @@ def test_train_refuses_a_split_that_is_none(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     words: str,
-    told: str,
+    message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["dcasgd-repro", "train", *words.split()])
@@ -98,7 +100,7 @@ def test_train_refuses_a_split_that_is_none(
         cli.main()
     assert ended.value.code == 2
     line = capsys.readouterr().err
-    assert line.startswith(f"dcasgd-repro: {told}")
+    assert line.startswith(f"dcasgd-repro: {message}")
     assert line.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
@@ -114,10 +116,10 @@ def test_a_run_says_what_its_errors_are_of(tmp_path: Path) -> None:
     assert split["evaluated_on"] == "validation"
     assert plain["evaluated_on"] == "test"
     assert split["weights_sha256"] == plain["weights_sha256"]  # trained on the same images
-    told = report.one_run(paths["validation"])
-    assert "  validation error, mean of the last ten after the last drop" in told
-    assert "  validation loss, final" in told
-    assert "test" not in told.replace(str(tmp_path), "")
+    message = report.one_run(paths["validation"])
+    assert "  validation error, mean of the last ten after the last drop" in message
+    assert "  validation loss, final" in message
+    assert "test" not in message.replace(str(tmp_path), "")
     tags = {tag for tag in board(paths["validation"]) if tag.endswith(("test", "validation"))}
     assert tags == {"error/validation", "loss/validation"}
     table = report.comparison([paths["validation"]], tmp_path / "out")
@@ -315,8 +317,8 @@ def test_tune_finds_the_optima_with_equal_budgets_and_the_final_study_reads_them
     assert chosen["cells"]["m1"]["mean"] == 10.5  # 10 and 11 %
     assert chosen["cells"]["m1"]["sd"] == pytest.approx(np.std([10, 11], ddof=1), abs=1e-4)
     assert chosen["cells"]["m1"]["tried"][0.8] == pytest.approx(20.5)
-    told = {"key": "lr.base", "validation": 32, "seeds": [0, 1], "commit": ["abcdef0"]}
-    assert {key: chosen[key] for key in told} == told
+    message = {"key": "lr.base", "validation": 32, "seeds": [0, 1], "commit": ["abcdef0"]}
+    assert {key: chosen[key] for key in message} == message
     assert len(launcher.asked) == 3 * 5 * 2
     assert all("validation=32" in command for command in launcher.asked)
 
@@ -383,8 +385,10 @@ def test_a_lost_run_chooses_nothing_and_the_same_command_goes_on(
     assert "9 runs, 9 to do" in capsys.readouterr().out
     run_with(Stopped())
     assert cli.tune(words) == 130
-    told = "interrupted; every run goes on from its checkpoint with: dcasgd-repro tune mine scale=s"
-    assert told in capsys.readouterr().err
+    message = (
+        "interrupted; every run goes on from its checkpoint with: dcasgd-repro tune mine scale=s"
+    )
+    assert message in capsys.readouterr().err
     run_with(Fabricated(lost=["workers=3"]))
     assert cli.tune(words) == 1
     assert not Path("mine/tuned.yaml").exists()
@@ -410,7 +414,7 @@ def test_an_optimum_that_no_extension_leaves_behind_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"key": "lr.bse"}, r"tune.key=lr.bse: no such key; did you mean lr.base"),
         ({"values": {"m1": [1, 2]}}, "tune.values=m2, m3: give each cell its list of values, and"),
@@ -431,12 +435,12 @@ def test_an_optimum_that_no_extension_leaves_behind_is_refused(
     ],
 )
 def test_a_grid_to_tune_that_is_none_is_refused_in_one_line(
-    run_with: Callable[[Fabricated], None], change: dict[str, object], told: str
+    run_with: Callable[[Fabricated], None], change: dict[str, object], message: str
 ) -> None:
     grid(Path("mine"), GRID | {"tune": {**GRID["tune"], **change}})
     with pytest.raises(BadInput) as refused:
         cli.tune(["mine", "scale=smoke"])
-    assert str(refused.value).startswith(told)
+    assert str(refused.value).startswith(message)
     assert "\n" not in str(refused.value)
     assert not Path("outputs").exists()
 
@@ -444,20 +448,20 @@ def test_a_grid_to_tune_that_is_none_is_refused_in_one_line(
 def test_studies_that_cannot_be_tuned_or_must_be_are_refused(
     run_with: Callable[[Fabricated], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for job, name, told in (
+    for job, name, message in (
         (cli.tune, "table1", "study=table1_cifar10: has no `tune` in its grid.yaml; did you mean"),
         (cli.reproduce, "mine", "study=mine: it has a grid to tune: dcasgd-repro tune mine scale="),
     ):
-        with pytest.raises(BadInput, match=f"^{told}"):
+        with pytest.raises(BadInput, match=f"^{message}"):
             job([name, "scale=smoke"])
-    for key, content, told in (
+    for key, content, message in (
         ("tuned_by", "table1_cifar10", "tuned_by=table1_cifar10: that study has no tune"),
         ("cells", {"m9": "lr.base={tuned}"}, "tuned_by=mine: it tunes no m9; it tunes m1, m2, m3"),
         ("cells", {"m1": ""}, "tuned_by=mine: no cell has {tuned} in it"),
         ("first_seed", -1, "first_seed=-1: give a whole number >= 0"),
     ):
         grid(Path("final"), {**FINAL, "claims": [], key: content})
-        with pytest.raises(BadInput, match=f"^{re.escape(told)}"):
+        with pytest.raises(BadInput, match=f"^{re.escape(message)}"):
             study("final")
     without = {key: value for key, value in FINAL.items() if key != "tuned_by"}
     grid(Path("final"), without)
