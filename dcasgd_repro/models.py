@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dcasgd_repro.errors import BadInput, check_choice, check_whole
+from dcasgd_repro.errors import BadInput, check_choice, check_whole, in_words
 
 
 @dataclass(frozen=True)
@@ -69,8 +73,75 @@ class ResNet50:
     def build(self) -> nn.Module:
         from torchvision import models  # slow to import, and only ImageNet needs it
 
-        network: nn.Module = models.resnet50(weights=None, num_classes=self.classes)
+        network: nn.Module = models.resnet50(
+            weights=None, num_classes=self.classes, norm_layer=BatchNorm
+        )
         return network
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network that a class or function of someone else's makes: ``build`` calls it."""
+
+    make: Callable[[], nn.Module]
+
+    def __str__(self) -> str:
+        made = self.make.func if isinstance(self.make, partial) else self.make
+        return str(getattr(made, "__name__", made))
+
+    def build(self) -> nn.Module:
+        try:
+            network = self.make()
+        except Exception as error:  # whatever their code raises
+            raise BadInput("model", self, in_words(error)) from None
+        if not isinstance(network, nn.Module):
+            remedy = f"makes a {type(network).__name__}; give what makes an nn.Module"
+            raise BadInput("model", self, remedy)
+        return network
+
+
+class Kernels(NamedTuple):
+    """What CUDA leaves open of a network's computation; the CPU has no choice."""
+
+    channels_last: bool  # images in memory as [N, H, W, C], as the data gives them; else copied
+    cudnn_norm: bool  # cuDNN's batch norm, which torch has not for bfloat16; else torch's own
+
+
+FORCED: Kernels | None = None  # set by a measurement of the others
+
+
+def kernels() -> Kernels:
+    """The choice, by the precision in force. It stands here alone; no GPU has compared them yet.
+
+    Convolutions in strict float32 want NCHW and would transpose around every layer; those of the
+    tensor cores, for TF32 and bfloat16, want NHWC. cuDNN's persistent batch norm is known to stall
+    beside other kernels, as in a graph with parallel streams.
+    """
+    if FORCED is not None:
+        return FORCED
+    tensor_cores = torch.is_autocast_enabled("cuda") or torch.backends.cudnn.allow_tf32
+    return Kernels(channels_last=tensor_cores, cudnn_norm=False)
+
+
+def laid_out(images: Tensor) -> Tensor:
+    """Images [N, C, H, W], channels last in memory, as the network takes them on their device."""
+    if images.device.type != "cuda" or kernels().channels_last:
+        return images
+    return images.contiguous()
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """``nn.BatchNorm2d``, on CUDA by the kernels that are chosen."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cuda" or kernels().cudnn_norm:
+            return super().forward(x)
+        before = torch.backends.cudnn.enabled
+        torch.backends.cudnn.enabled = False
+        try:
+            return super().forward(x)
+        finally:
+            torch.backends.cudnn.enabled = before
 
 
 class _Block(nn.Module):
@@ -132,4 +203,4 @@ def _conv(channels_in: int, channels_out: int, stride: int, norm: str) -> nn.Con
 
 
 def _norm(channels: int, norm: str) -> nn.Module:
-    return nn.BatchNorm2d(channels) if norm == "batch" else nn.Identity()
+    return BatchNorm(channels) if norm == "batch" else nn.Identity()

@@ -163,16 +163,18 @@ class RuleOptimizer(torch.optim.Optimizer):
         ...                                 # put its gradient at backup[m] into each p.grad
         server.step(backup[m], worker=m)    # it arrives
 
-    ``rule`` is any ``dcasgd_repro.rules.Rule``; ``lr`` may differ between groups and follow a
-    torch scheduler; ``workers`` is M. Momentum is the rule's, weight decay belongs to your loss.
+    ``rule`` is any element-wise ``dcasgd_repro.rules.Rule``; ``lr`` may differ between groups and
+    follow a torch scheduler; ``workers`` is M. Momentum is the rule's, weight decay belongs to your
+    loss.
     State per parameter: ``rule``, what the rule keeps (MeanSquare, velocity).
 
-    A rule is element-wise, so this equals ``simulate`` on the flattened parameters bit for bit.
+    The rule being element-wise, this equals ``simulate`` on the flattened parameters bit for bit.
     Every step needs every gradient where a rule counts arrivals (SSGD).
 
-    Raises ``BadInput`` for what cannot be meant: a bad ``lr``, ``rule`` or ``workers``, a worker
-    out of range, a backup of other shapes or one that is the live parameters (the correction would
-    be zero for ever), a ``state_dict`` of another rule; ``RuntimeError`` for a sparse gradient.
+    Raises ``BadInput`` for what cannot be meant: a bad ``lr``, ``rule`` or ``workers``, a rule that
+    is not element-wise, a worker out of range, a backup of other shapes or one that is the live
+    parameters (the correction would be zero for ever), a ``state_dict`` of another rule;
+    ``RuntimeError`` for a sparse gradient.
     """
 
     rule: Rule
@@ -181,6 +183,9 @@ class RuleOptimizer(torch.optim.Optimizer):
     def __init__(self, params: ParamsT, rule: Rule, lr: float = 0.1, workers: int = 1) -> None:
         if not isinstance(rule, Rule):
             raise BadInput("rule", rule, "give a rule of dcasgd_repro.rules, as DCASGDa()")
+        if not rule.elementwise:
+            remedy = "its norms are of the whole vector; here each parameter would have its own"
+            raise BadInput("rule", rule.name, remedy)
         check_whole("workers", workers)
         self.rule, self.workers = rule, workers
         # The rule's text travels in the groups, so that a state_dict says what it belongs to.

@@ -22,7 +22,7 @@ import copy
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +34,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from dcasgd_repro.data.folders import Folders
 from dcasgd_repro.data.images import Batch, Images, stream
 from dcasgd_repro.errors import BadInput, check_number, check_whole
+from dcasgd_repro.models import Network, laid_out
 
 CHUNK = 1000  # images at a time through the network, in an evaluation
 _DRAWING = threading.Lock()  # torch has one generator for all threads
@@ -114,7 +115,8 @@ class QuadraticTask:
 class Classification:
     """Cross-entropy of a network on labelled images, plus ``weight_decay / 2 ||w||^2``.
 
-    ``model``          a leaf whose ``build()`` makes the network
+    ``model``          a leaf whose ``build()`` makes the network, or a ``functools.partial`` of one
+                       that makes it itself, as ``torchvision.models.resnet18``
     ``data``           a leaf whose ``load(device, dtype)`` gives ``Images`` or ``Folders``
     ``weight_decay``   belongs to the loss: its gradient is taken where the loss's is, at w_bak
     ``stats_images``   how many training images BatchNorm's statistics are recomputed from
@@ -134,6 +136,8 @@ class Classification:
     statistics: str | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.model, partial):
+            object.__setattr__(self, "model", Network(self.model))
         for key, method in (("model", "build"), ("data", "load")):
             if not hasattr(getattr(self, key), method):
                 raise BadInput(
@@ -268,7 +272,7 @@ class Classifier:
         for (parameters, name, _), part in zip(self._places, self._parts(w), strict=True):
             parameters[name] = part
         try:
-            logits: Tensor = self.module(images)
+            logits: Tensor = self.module(laid_out(images))
             return logits
         finally:
             for parameters, name, own in self._places:
@@ -314,7 +318,7 @@ class Classifier:
         chunks = self.images.train_chunks(count, size)
         for vector, (images, _) in zip(vectors, chunks, strict=True):
             self._put(vector)
-            self.evaluated(images)
+            self.evaluated(laid_out(images))
         self.evaluated.eval()
 
     def _put(self, w: Tensor) -> None:
@@ -325,7 +329,7 @@ class Classifier:
     def _measure(self, chunks: Any) -> tuple[float, float]:
         wrong, loss, count = 0, 0.0, 0
         for images, labels in chunks:
-            logits = self.evaluated(images)
+            logits = self.evaluated(laid_out(images))
             wrong += int((logits.argmax(1) != labels).sum())
             loss += float(F.cross_entropy(logits, labels, reduction="sum"))
             count += len(labels)

@@ -23,6 +23,7 @@ class ASGD(Rule):
     """Asynchronous SGD, ``w_{t+1} = w_t - eta g_m``; with one worker it is SGD.
 
     ``momentum`` (mu, default 0): ``v = mu v + g``, ``w -= eta v``, with one v on the server.
+    Source: Dean et al., NIPS 2012; the baseline of Zheng et al., ICML 2017.
     """
 
     name = "asgd"
@@ -37,6 +38,9 @@ class ASGD(Rule):
 
     def direction(self, arrival: Arrival, state: Tensor | None) -> Direction:
         return Direction(*heavy_ball(self.momentum, arrival.grad, state))
+
+    def keeps(self) -> tuple[int, int]:
+        return int(self.momentum > 0), 0
 
 
 class Gathered(NamedTuple):
@@ -55,6 +59,7 @@ class SSGD(Rule):
     On a barrier schedule this is SSGD; on an asynchronous one it is buffered ASGD.
     The learning rate is not scaled with M; ``reduction="sum"`` is the variant that is (a step M
     times larger). ``momentum`` as in ASGD, on the averaged gradient.
+    Source: the baseline of Zheng et al., ICML 2017.
     """
 
     name = "ssgd"
@@ -78,3 +83,6 @@ class SSGD(Rule):
         g = total / workers if self.reduction == "mean" else total
         step, velocity = heavy_ball(self.momentum, g, velocity)
         return Direction(step, Gathered(workers, 0, torch.zeros_like(g), velocity))
+
+    def keeps(self) -> tuple[int, int]:
+        return 1 + (self.momentum > 0), 0

@@ -1,16 +1,20 @@
 """What a rule is: ``init`` makes its state, ``direction`` turns one arrival into a step.
 
-Rules are element-wise and pure. They never write into a tensor they were given, so one rule serves
-a flat vector [P], a batch of vectors [K, P] and a single parameter of any shape alike.
+Rules are pure: they never write into a tensor they were given. Most are element-wise, and one such
+rule serves a flat vector [P], a batch of vectors [K, P] and a single parameter of any shape alike.
+A rule that takes a norm says ``elementwise = False``; its norms are over the last axis, P.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
+
+from dcasgd_repro.errors import BadInput, check_whole
 
 
 class Arrival(NamedTuple):
@@ -41,7 +45,9 @@ class Rule(ABC):
     """An update rule. ``state`` is whatever ``init`` returned; only the rule looks inside it."""
 
     name: ClassVar[str]  # as tables and the command line call it; the class's name unless given
+    label: ClassVar[str] = ""  # in legends and tables of results; without one, the name
     for_rounds: ClassVar[bool] = False  # made for a barrier schedule; another thing without one
+    elementwise: ClassVar[bool] = True  # False: an entry of the step depends on other entries
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -57,8 +63,18 @@ class Rule(ABC):
         """The step for one arrival, and the state after it."""
 
     def sends(self, w: Tensor, state: Any, worker: int) -> Tensor:
-        """The vector a pulling worker receives: ``w``, unless a rule looks ahead."""
+        """The vector a pulling worker receives: ``w``, unless a rule looks ahead.
+
+        No learning rate is given here: a rule that needs it keeps the last arrival's.
+        """
         return w
+
+    def keeps(self) -> tuple[int, int]:
+        """Vectors [P] in the state: (once on the server, and again for each worker).
+
+        The server's own w and its backup for each worker are not among them.
+        """
+        return 0, 0
 
 
 def heavy_ball(momentum: float, g: Tensor, velocity: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -73,6 +89,55 @@ def heavy_ball(momentum: float, g: Tensor, velocity: Tensor | None) -> tuple[Ten
     return velocity, velocity
 
 
+def momentum_step(
+    momentum: float, nesterov: bool, g: Tensor, velocity: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """``heavy_ball``, or with ``nesterov`` the step ``g + mu v``, v after this g."""
+    step, velocity = heavy_ball(momentum, g, velocity)
+    if nesterov and velocity is not None:
+        step = torch.add(g, velocity, alpha=momentum)
+    return step, velocity
+
+
 def start_velocity(momentum: float, w: Tensor) -> Tensor | None:
     """``v_0 = 0``; no vector is kept where there is no momentum."""
     return torch.zeros_like(w) if momentum else None
+
+
+def replaced(values: tuple[Any, ...], index: int, value: Any) -> tuple[Any, ...]:
+    """A tuple with one entry replaced."""
+    return (*values[:index], value, *values[index + 1 :])
+
+
+def decayed(weight_decay: float, arrival: Arrival) -> Tensor:
+    """``g + wd w_t``: weight decay at the server's w, where a task's own is at the worker's."""
+    return torch.add(arrival.grad, arrival.w, alpha=weight_decay) if weight_decay else arrival.grad
+
+
+def at_its_rate(total: Tensor, was: float, g: Tensor, lr: float) -> tuple[Tensor, float]:
+    """Adds ``lr g`` to ``was total``. Returns (sum, rate): the sum is in units of the rate.
+
+    With one rate throughout it is ``total + g``, to the bit. A rate of 0 adds nothing.
+    """
+    if lr == 0:
+        return total, was
+    return (total if lr == was else total * (was / lr)) + g, lr
+
+
+def checked_blocks(blocks: Sequence[int]) -> tuple[int, ...]:
+    """Sizes of consecutive parts of a vector, as a tuple; none: the vector is one part."""
+    if isinstance(blocks, str) or not isinstance(blocks, Sequence):
+        raise BadInput("blocks", blocks, "give a list of sizes, or [] for the whole vector")
+    for size in blocks:
+        check_whole("blocks", size)
+    return tuple(blocks)
+
+
+def parts(x: Tensor, blocks: Sequence[int]) -> tuple[Tensor, ...]:
+    """The consecutive parts of x along its last axis. Raises BadInput where they do not fill it."""
+    if not blocks:
+        return (x,)
+    if sum(blocks) != x.shape[-1]:
+        raise BadInput("blocks", list(blocks), f"make them add up to {x.shape[-1]}, w's size")
+    cut: tuple[Tensor, ...] = x.split(list(blocks), dim=-1)
+    return cut

@@ -18,12 +18,13 @@ from tqdm import tqdm
 
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.fast.fused import fuse
-from dcasgd_repro.rules import Arrival, Direction
+from dcasgd_repro.fast.graphs import check_device
+from dcasgd_repro.rules import Arrival, Rule
 from dcasgd_repro.run import checkpoint, taylor, write
 from dcasgd_repro.run.device import set_device
 from dcasgd_repro.run.faults import Stop, machine_faults
 from dcasgd_repro.run.fingerprint import fingerprint
-from dcasgd_repro.run.identity import differences, evaluated_on, flat, task_name
+from dcasgd_repro.run.identity import differences, evaluated_on, flat, precision, task_name
 from dcasgd_repro.run.plan import Plan
 from dcasgd_repro.run.probe import Probe, probe_of
 from dcasgd_repro.run.read import (
@@ -61,6 +62,7 @@ def run(
     run; Failure where the machine gives out.
     """
     device = set_device(plan.device, plan.threads, plan.deterministic)
+    check_device(precision(plan.config), device.type)
     path = plan.directory(time.strftime("%Y%m%d-%H%M%S"))
     with machine_faults(path):
         log = plan.log()
@@ -72,7 +74,7 @@ def run(
             raise plan.named("task.data", error) from None
         check_sizes(plan, task)
         w = task.initial(plan.initial_seed)
-        check_rule(plan.rule, w)
+        check_state(plan.rule, w)
         server = Server(plan.rule, w, plan.workers, plan.backup)
         if plan.fused:
             fuse(server)
@@ -92,24 +94,18 @@ def run(
             process = {"argv": list(argv), "engine": plan.config["engine"]["_target_"]}
             process |= write.environment(device)
             process["threads_per_gradient"] = threads_per_gradient(process)
-            origin = plan.config, path, log, process, experiment.identity, server.pushes
-            if moved := write.note_origin(*origin):
+            made = plan.config, path, log, process, experiment.identity, server.pushes
+            if moved := write.note_origin(*made):
                 say(f"note      goes on elsewhere, where float32 sums may differ: {moved}")
             experiment.drive()
     return path
 
 
-def check_rule(rule: Any, w: torch.Tensor) -> None:
-    """Refuses a rule that would break off later: it meets one arrival, with a worker of its own.
-
-    Raises BadInput where it gives no Direction, or where no checkpoint can hold its state.
-    """
+def check_state(rule: Rule, w: torch.Tensor) -> None:
+    """Refuses a rule whose state, before or after an arrival, no checkpoint can hold: BadInput."""
     first = rule.init(w, 1)
     checkpoint.check_held(first, checkpoint.kinds(first))
     made = rule.direction(Arrival(w, w, w, 0, 0, 0.1), first)
-    if not isinstance(made, Direction):
-        remedy = "its direction() must return Direction(step, state, correction)"
-        raise BadInput("rule", type(rule).__name__, f"{remedy}, not a {type(made).__name__}")
     checkpoint.check_held(made.state, checkpoint.kinds(first))
 
 
@@ -119,8 +115,8 @@ def check_sizes(plan: Plan, task: Any) -> None:
     Raises BadInput.
     """
     images = getattr(task, "images", None)
-    told = (("images", "size", "images"), ("batch", "batch_size", "images a batch"))
-    for key, name, what in told:
+    message = (("images", "size", "images"), ("batch", "batch_size", "images a batch"))
+    for key, name, what in message:
         ours, theirs = getattr(plan.length, key), getattr(images, name, None)
         if theirs is not None and theirs != ours:
             raise BadInput(key, ours, f"the data has {theirs:,} {what}; give {key}={theirs}")
@@ -180,7 +176,7 @@ class Experiment:
             if (found := saved.get(name)) != value:
                 raise BadInput("run_dir", self.path, f"was made with another {name}: {found}")
         checkpoint.unpack(self.server, saved["server"])
-        self.progress = write.Progress.unpacked(saved["progress"])
+        self.progress = write.Progress.unpacked(saved["progress"], device)
         self.probe.unpack(saved.get("probe", {}))
 
     def drive(self) -> None:
@@ -308,6 +304,7 @@ class Experiment:
 
     def _summary(self, outcome: dict[str, Any]) -> dict[str, Any]:
         plan, server = self.plan, self.server
+        label = vars(type(server.rule)).get("label")  # a subclass is another rule
         return {
             **outcome,
             "evaluated_on": evaluated_on(plan.config),
@@ -315,6 +312,7 @@ class Experiment:
             "scale": plan.scale,
             "task": task_name(plan.config),
             "rule": server.rule.name,
+            **({"rule_label": label} if label else {}),
             "workers": plan.workers,
             "seed": plan.config["seed"],
             "pushes": server.pushes,

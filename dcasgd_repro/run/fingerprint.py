@@ -69,21 +69,21 @@ def disagreement(kept: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     if lacks := here.get("missing"):
         return f"there is none to compare: {lacks}"
     others = [words for key, words in HASHES.items() if kept[key] != here[key]]
-    different = [f"other than the run's: {' and '.join(others)}"] if others else []
+    message = [f"other than the run's: {' and '.join(others)}"] if others else []
     if len(kept["steps"]) != len(here["steps"]):
         return "; ".join(
-            [*different, f"{len(kept['steps'])} pushes there, {len(here['steps'])} here"]
+            [*message, f"{len(kept['steps'])} pushes there, {len(here['steps'])} here"]
         )
     for push, (was, now) in enumerate(zip(kept["steps"], here["steps"], strict=True), 1):
-        beyond = {
-            name: _difference(a, b)
+        apart = {
+            name: _apart(a, b)
             for name, a, b in zip(COLUMNS, was, now, strict=True)
-            if _difference(a, b) > TOLERANCE
+            if _apart(a, b) > TOLERANCE
         }
-        if beyond:
-            by = ", ".join(f"{name} by {value:.1e}" for name, value in beyond.items())
-            return "; ".join([*different, f"from push {push} on, of the value: {by}"])
-    return "; ".join(different)
+        if apart:
+            by = ", ".join(f"{name} by {value:.1e}" for name, value in apart.items())
+            return "; ".join([*message, f"from push {push} on, of the value: {by}"])
+    return "; ".join(message)
 
 
 def _row(step: Step) -> list[float | None]:
@@ -92,7 +92,7 @@ def _row(step: Step) -> list[float | None]:
     return [float(f"{x:.{DIGITS}g}") if math.isfinite(x) else None for x in values]
 
 
-def _difference(a: float | None, b: float | None) -> float:
+def _apart(a: float | None, b: float | None) -> float:
     if a is None or b is None:
         return 0.0 if a is b else math.inf
     return abs(a - b) / (max(abs(a), abs(b)) or 1.0)

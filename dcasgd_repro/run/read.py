@@ -17,8 +17,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from dcasgd_repro import schedule
 from dcasgd_repro.errors import BadInput
-from dcasgd_repro.run.identity import LEFT_OUT, MEANS, SEEDS, flat
+from dcasgd_repro.run.identity import SEEDS, numbers, precision
+from dcasgd_repro.schedule import Schedule
+from dcasgd_repro.schedule.log import first
 
 FINISHED, DIVERGED, INTERRUPTED, FAILED = "finished", "diverged", "interrupted", "failed"
 STOPPED = "stopped"  # at stop_epoch, to go on later
@@ -145,6 +148,34 @@ def rows_of(path: Path, text: bool = False) -> pd.DataFrame:
     return table
 
 
+def log_of(path: Path, sha256: str | None) -> Schedule | None:
+    """Its message log: its file, or made anew by its config where only that was kept.
+
+    Only parts of ``dcasgd_repro.schedule`` are made, and the log must have that hash. None where
+    there is no such log.
+    """
+    with contextlib.suppress(BadInput, OSError, TypeError, ValueError, KeyError):
+        if (path / "schedule.csv.gz").exists():
+            log = Schedule.load(path / "schedule.csv.gz")
+        else:
+            config = config_of(path)
+            pushes = math.ceil(config["epochs"] * config["images"] / config["batch"] - 1e-9)
+            log = _made(config["schedule"]).messages(max(1, pushes))
+        return log if log.sha256() == sha256 else None
+    return None
+
+
+def _made(node: Any) -> Any:
+    """A schedule, or a part of one, as a config describes it."""
+    if not isinstance(node, dict):
+        return node
+    module, _, name = str(node["_target_"]).rpartition(".")
+    if module != schedule.__name__ or name not in schedule.__all__:
+        raise ValueError(f"{node['_target_']} is no schedule of this package")
+    parts = {key: _made(value) for key, value in node.items() if key != "_target_"}
+    return getattr(schedule, name)(**parts)
+
+
 @dataclass(frozen=True)
 class Run:
     """A run directory that has a summary."""
@@ -206,14 +237,25 @@ class Run:
         return str(self.summary["task"]) + (f", scale={scale}" if scale else "")
 
     @cached_property
+    def precision(self) -> str:
+        """What its gradients were computed in."""
+        return precision(config_of(self.path))
+
+    @cached_property
     def config(self) -> dict[str, Any]:
         """The config, flat, less what may differ between runs of one configuration."""
-        content = flat(config_of(self.path), without=(*LEFT_OUT, *MEANS))
+        content = numbers(config_of(self.path))
         return {k: v for k, v in content.items() if not set(SEEDS) & set(k.split("."))}
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
         return provenance_of(self.path)
+
+    @cached_property
+    def log(self) -> Schedule | None:
+        """The message log that it replayed, as far as it came; None where it is not there."""
+        log, pushes = log_of(self.path, self.summary.get("schedule_sha256")), self.summary["pushes"]
+        return log if log is None or pushes >= log.pushes else first(pushes, log)
 
     @cached_property
     def probes(self) -> pd.DataFrame | None:

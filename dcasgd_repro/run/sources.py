@@ -14,7 +14,7 @@ INSTALLED = {"torch", "numpy", *sys.stdlib_module_names} - {"__main__"}  # bases
 
 
 def sources(config: Mapping[str, Any]) -> dict[str, str]:
-    """A hash of the file of each part that is not of this package: {its place: hash}.
+    """What tells the file of each part that is not of this package: {where it is said: hash}.
 
     A class's file is that of its definition, joined by those of its own base classes. What such a
     file imports does not count, and a class typed at a prompt has no file. A hash is the first 16

@@ -48,17 +48,17 @@ def verify(path: Path) -> tuple[str, bool]:
     made = {"cpu_capability": (kept or {}).get("cpu_capability"), **provenance_of(path)}
     other = elsewhere(made, rows.origin)
     if kept is None:
-        if other and rows.difference:
+        if other and rows.message:
             remedy = f"it has no {FINGERPRINT}, and its float32 rows belong to where they "
-            raise BadInput("run", path, f"{remedy}were made ({other}); {rows.difference}")
-        return f"{path}: no fingerprint; {rows.words(other)}", not rows.difference
+            raise BadInput("run", path, f"{remedy}were made ({other}); {rows.message}")
+        return f"{path}: no fingerprint; {rows.words(other)}", not rows.message
     here = _fingerprint(plan)
     if lacks := kept.get("missing"):
-        return f"{path}: no fingerprint ({lacks}); {rows.words(other)}", not rows.difference
-    if difference := fingerprint.disagreement(kept, here):
-        return f"{path}: this is another run. In float64 {difference}; {rows.words(other)}", False
+        return f"{path}: no fingerprint ({lacks}); {rows.words(other)}", not rows.message
+    if message := fingerprint.disagreement(kept, here):
+        return f"{path}: this is another run. In float64 {message}; {rows.words(other)}", False
     count = f"{len(kept['steps'])} pushes in float64 equal within {fingerprint.TOLERANCE:g}"
-    return f"{path}: {count}; {rows.words(other)}", not rows.difference or bool(other)
+    return f"{path}: {count}; {rows.words(other)}", not rows.message or bool(other)
 
 
 def mark(path: Path) -> str:
@@ -71,7 +71,7 @@ def mark(path: Path) -> str:
     if fingerprint_of(path) is not None:
         return f"{path}: has a fingerprint"
     rows = _again(path, plan, early)
-    if rows.difference:
+    if rows.message:
         other = elsewhere(provenance_of(path), rows.origin)
         remedy = "gets no fingerprint, as this machine does not make its first row again"
         raise BadInput("run", path, f"{remedy}: {rows.words(other)}")
@@ -85,15 +85,15 @@ class Rows(NamedTuple):
     """Rows of a kept run, made again."""
 
     what: str  # how many
-    difference: str  # in what they differ; "": equal, digit for digit
+    message: str  # in what they differ; "": equal, digit for digit
     origin: Mapping[str, Any]  # where they were made again
 
     def words(self, other: str) -> str:
         """For a reader; ``other`` says in what this is not the run's own place."""
-        if not self.difference:
+        if not self.message:
             return f"{self.what}: all equal, digit for digit"
         place = f"as may be elsewhere: {other}" if other else "though this is the run's own place"
-        return f"{self.what}: {self.difference}, {place}"
+        return f"{self.what}: {self.message}, {place}"
 
 
 def _again(path: Path, plan: Plan, theirs: pd.DataFrame) -> Rows:
@@ -114,9 +114,11 @@ def _again(path: Path, plan: Plan, theirs: pd.DataFrame) -> Rows:
     differs = next(k for k in range(len(theirs)) if not theirs.iloc[k].equals(ours.iloc[k]))
     was, now = theirs.iloc[differs], ours.iloc[differs]
     keys = [key for key in COMPARED if was[key] != now[key]]
-    most = max(abs(float(was[k]) - float(now[k])) / (abs(float(was[k])) or 1.0) for k in keys)
-    first = f"they differ from push {was['push']} on, there by at most {most:.1e} of the value"
-    return Rows(what, f"{first}, in {', '.join(keys)}", origin)
+    difference = max(abs(float(was[k]) - float(now[k])) / (abs(float(was[k])) or 1.0) for k in keys)
+    message = (
+        f"they differ from push {was['push']} on, there by at most {difference:.1e} of the value"
+    )
+    return Rows(what, f"{message}, in {', '.join(keys)}", origin)
 
 
 def _fingerprint(plan: Plan) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from dcasgd_repro.errors import BadInput
+from dcasgd_repro.run.device import cuda_of
 from dcasgd_repro.run.identity import differences, flat
 from dcasgd_repro.run.read import (
     FINGERPRINT,
@@ -157,12 +158,13 @@ class Progress:
         return {**vars(self), "interval": interval}
 
     @classmethod
-    def unpacked(cls, content: Mapping[str, Any]) -> Progress:
+    def unpacked(cls, content: Mapping[str, Any], device: torch.device) -> Progress:
+        """The interval's scalars go back to the device, where the next Steps' will be."""
         interval = []
         for values in content["interval"]:
             step = Step(*values)
-            scalars = (step.loss, step.dc_ratio, step.gap_norm)
-            loss, dc_ratio, gap_norm = (torch.tensor(x, dtype=torch.float64) for x in scalars)
+            scalars = torch.tensor([step.loss, step.dc_ratio, step.gap_norm], dtype=torch.float64)
+            loss, dc_ratio, gap_norm = scalars.to(device).unbind()
             interval.append(step._replace(loss=loss, dc_ratio=dc_ratio, gap_norm=gap_norm))
         return cls(**{**content, "interval": interval})
 
@@ -391,13 +393,22 @@ def environment(device: torch.device) -> dict[str, Any]:
         "git_commit": commit,
         "git_dirty": None if commit is None else bool(changed),
         "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in packages},
+        "versions": {name: _version(name) for name in packages},
         "device": device.type,
         "device_name": gpu or _processor(),
         "cores": os.cpu_count(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
+        **cuda_of(device),
     }
+
+
+def _version(package: str) -> str | None:
+    """None where the package is not installed: ours can be run from its folder."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _processor() -> str:

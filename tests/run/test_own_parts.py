@@ -127,8 +127,8 @@ class NoRule:
 def test_what_is_no_rule_is_refused_before_training(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"^rule=NoRule: is no rule; derive its class from"):
         planned(rule=NoRule())
-    told = r"^rule=Bare: its direction\(\) must return Direction\(.*\), not a tuple$"
-    with pytest.raises(BadInput, match=told):
+    message = r"^rule=Bare: its direction\(\) must return Direction\(.*\), not a tuple$"
+    with pytest.raises(BadInput, match=message):
         made(tmp_path / "run", rule=Bare())
     assert not (tmp_path / "run").exists()
 
@@ -248,17 +248,17 @@ class Own:
 
 
 @pytest.mark.parametrize(
-    ("images", "batch", "told"),
+    ("images", "batch", "message"),
     [
         (64, 4, "images=64: the data has 96 images; give images=96"),
         (96, 8, "batch=8: the data has 4 images a batch; give batch=4"),
     ],
 )
 def test_data_of_another_size_is_refused(
-    images: int, batch: int, told: str, tmp_path: Path
+    images: int, batch: int, message: str, tmp_path: Path
 ) -> None:
     task, length = Classification(Flat("norm"), Own()), plan.Length(images, batch, 0.25)
-    with pytest.raises(BadInput, match=f"^{told}$"):
+    with pytest.raises(BadInput, match=f"^{message}$"):
         made(tmp_path / "run", task=task, length=length)
 
 

@@ -85,17 +85,17 @@ def test_a_run_that_goes_on_elsewhere_says_so(
     """In one line, in its provenance, and in the caption of a page."""
     plan = plan_of(torture.config(CELL, tmp_path / "run"))
 
-    def told(until: int | None = None) -> list[str]:
+    def message(until: int | None = None) -> list[str]:
         lines: list[str] = []
         experiment.run(plan, say=lambda line: lines.append(line), until=until)
         return [line for line in lines if line.startswith("note      goes on elsewhere")]
 
-    assert told(until=5) == told(until=10) == []
+    assert message(until=5) == message(until=10) == []
     run = read.Run.read(tmp_path / "run")
     assert "elsewhere" not in made_with([run])
     here = torch.backends.cpu.get_cpu_capability()
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "SVE256")
-    (line,) = told()
+    (line,) = message()
     assert line.endswith(f"float32 sums may differ: cpu_capability was {here}, is SVE256")
     run = read.Run.read(tmp_path / "run")
     places = [origin["cpu_capability"] for origin in read.origins(run.provenance)]

@@ -52,17 +52,19 @@ def says(path: Path, **changes: Any) -> str:
 
 @pytest.mark.parametrize("path", SMALL, ids=lambda path: path.name)
 def test_a_kept_run_verifies(path: Path) -> None:
-    told, same = verify(path)
-    assert same, told
-    assert re.match(rf"{path}: 16 pushes in float64 equal within 1e-09; \d+ pushes in float3", told)
+    message, same = verify(path)
+    assert same, message
+    assert re.match(
+        rf"{path}: 16 pushes in float64 equal within 1e-09; \d+ pushes in float3", message
+    )
 
 
 @pytest.mark.parametrize("name", REAL)
 def test_a_run_of_results_verifies(name: str) -> None:
     if not fetch._present(fetch.home()):
         pytest.skip("needs CIFAR-10, which tests do not fetch")
-    told, same = verify(RESULTS / name)
-    assert same, told
+    message, same = verify(RESULTS / name)
+    assert same, message
 
 
 def test_every_run_of_results_has_a_fingerprint_of_its_own_schedule() -> None:
@@ -165,17 +167,21 @@ def test_float32_rows_count_where_the_run_was_made(
     rows = pd.read_csv(path / "metrics.csv", dtype=str)
     rows.loc[2, "train_loss"] = str(float(rows.loc[2, "train_loss"]) * 1.01)
     rows.to_csv(path / "metrics.csv", index=False)
-    told, same = verify(path)
+    message, same = verify(path)
     assert not same
     push = rows.loc[2, "push"]
-    assert f"they differ from push {push} on, there by at most 9.9e-03 of the value, in t" in told
-    assert told.endswith("though this is the run's own place")
+    assert (
+        f"they differ from push {push} on, there by at most 9.9e-03 of the value, in t" in message
+    )
+    assert message.endswith("though this is the run's own place")
     assert cli.verify([str(path)]) == 1
 
     edit("provenance.json", cpu_capability="SVE256")
-    told, same = verify(path)
+    message, same = verify(path)
     assert same
-    assert "of the value, in train_loss, as may be elsewhere: cpu_capability was SVE256, is" in told
+    assert (
+        "of the value, in train_loss, as may be elsewhere: cpu_capability was SVE256, is" in message
+    )
     (path / "fingerprint.json").rename(tmp_path / "kept.json")
     rows.loc[0, "gap_norm"] = "1"
     rows.to_csv(path / "metrics.csv", index=False)
@@ -189,9 +195,11 @@ def test_float32_rows_count_where_the_run_was_made(
     steps = json.loads((path / "fingerprint.json").read_text())["steps"]
     steps[3][2] *= 1 + 2e-9
     edit("fingerprint.json", steps=steps)
-    told, same = verify(path)
+    message, same = verify(path)
     assert not same
-    assert "this is another run. In float64 from push 4 on, of the value: loss by 2.0e-09" in told
+    assert (
+        "this is another run. In float64 from push 4 on, of the value: loss by 2.0e-09" in message
+    )
 
 
 def test_a_run_without_a_fingerprint_is_given_one(tmp_path: Path) -> None:
@@ -207,7 +215,7 @@ def test_a_run_without_a_fingerprint_is_given_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
         ("config.yaml", None, "no readable config.yaml there"),
         ("provenance.json", "{}", "no readable provenance.json there"),
@@ -216,12 +224,12 @@ def test_a_run_without_a_fingerprint_is_given_one(tmp_path: Path) -> None:
     ],
 )
 def test_a_damaged_run_is_refused(
-    name: str, content: str | None, told: str, tmp_path: Path
+    name: str, content: str | None, message: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "run"
     shutil.copytree(KEPT / "quadratic", path)
     (path / name).unlink() if content is None else (path / name).write_text(content)
-    with pytest.raises(BadInput, match=rf"^run={path}: .*{told}"):
+    with pytest.raises(BadInput, match=rf"^run={path}: .*{message}"):
         verify(path)
 
 

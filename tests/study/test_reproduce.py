@@ -312,6 +312,38 @@ def test_the_live_table_shows_every_cell(
     assert display.clock(3725.4) == "1:02:05"
 
 
+BROKEN = {
+    "inherited": ("+exp=imagenet_dc rule=asgd", "rule.decay=0.0: ASGD has no such key"),
+    "gone": (f"{QUADRATIC} schedule=file schedule.path=none.csv", "schedule.path=none.csv: not a "),
+    "unread": (f"{QUADRATIC} augment=false", "augment=false: task quadratic reads no augment;"),
+    "adds": (f"{QUADRATIC} +workerz=3", "workerz=3: no such key, and none can be added here"),
+    "wrong": (f"{QUADRATIC} rule.momentum=2", "rule.momentum=2: give a finite number >= 0 and <"),
+}
+
+
+def test_a_dry_run_says_which_study_it_is_and_refuses_cells_of_which_no_run_can_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cells = {name: words for name, (words, _) in BROKEN.items()}
+    name = grid(tmp_path / "mine", {"fine": f"{QUADRATIC} workers=2", **cells})
+    assert cli.reproduce([name, "scale=smoke", "seeds=2", "--dry-run"]) == 2
+    out, err = capsys.readouterr()
+    assert out.splitlines()[0] == f"mine, scale=smoke, of {tmp_path / 'mine'}"
+    assert "12 runs, 12 to do" in out
+    lines = err.splitlines()
+    assert len(lines) == len(BROKEN)
+    for cell, (_, message) in BROKEN.items():
+        assert any(line.startswith(f"dcasgd-repro: cell {cell}: {message}") for line in lines)
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_cell_whose_class_cannot_be_had_is_refused_by_name(tmp_path: Path) -> None:
+    name = grid(tmp_path / "mine", {"a": "task=quadratic rule=my_rulez:MyRule"})
+    with pytest.raises(BadInput, match=r"^cell a: rule=my_rulez:MyRule: there is no module my_ru"):
+        reproduce.jobs_of(study(name), "smoke", 1)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
