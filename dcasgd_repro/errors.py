@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -56,3 +58,16 @@ def check_choice(key: str, value: Any, choices: Sequence[Any]) -> None:
     ):
         names = [str(choice).lower() if isinstance(choice, bool) else choice for choice in choices]
         raise BadInput(key, value, f"choose {', '.join(names[:-1])} or {names[-1]}")
+
+
+def in_words(error: Exception) -> str:
+    """What went wrong in a reader's own code, and at which line of it, in one line."""
+    said = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
+    if isinstance(error, SyntaxError):
+        return f"{said.partition(' (')[0]} ({error.filename}, line {error.lineno})"
+    frames = traceback.extract_tb(error.__traceback__)
+    libraries = ("site-packages", "<frozen", str(Path(__file__).parent))
+    own = [frame for frame in frames if not any(part in frame.filename for part in libraries)]
+    if not own:
+        return said
+    return f"{said} ({own[-1].filename}, line {own[-1].lineno}: {own[-1].line})"

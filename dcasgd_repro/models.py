@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dcasgd_repro.errors import BadInput, check_choice, check_whole
+from dcasgd_repro.errors import BadInput, check_choice, check_whole, in_words
 
 
-def resnet(depth: int = 20, width: int = 16, classes: int = 10, norm: str = "batch") -> nn.Module:
+@dataclass(frozen=True)
+class ResNet:
     """ResNet for 32x32 images, [N, 3, 32, 32] -> logits [N, classes], depth = 6n + 2.
 
     A 3x3 convolution, three stages of n two-convolution blocks with ``width``, 2 ``width`` and 4
     ``width`` channels (the second and third stage halve the image), global average pooling, one
     linear layer. Shortcuts are parameter-free (option A).
 
-    Initial weights are drawn from torch's global generator: convolutions He-normal with fan-out,
-    N(0, 2 / (9 * channels out)); the linear layer torch's default with a zero bias. Seed it first.
+    ``build`` draws initial weights from torch's global generator: convolutions He-normal with
+    fan-out, N(0, 2 / (9 * channels out)); the linear layer torch's default with a zero bias. Seed
+    the generator first.
 
     ``norm="none"`` leaves BatchNorm out, so that samples do not see each other and the mean of M
     gradients is the gradient of the joined batch. Convolutions then have a (zero) bias, and the
@@ -28,20 +34,6 @@ def resnet(depth: int = 20, width: int = 16, classes: int = 10, norm: str = "bat
     Raises ``BadInput``. Source: He et al. 2016 (arXiv 1512.03385), section 4.2; initial weights as
     in He et al. 2015 (arXiv 1502.01852), eq. 15.
     """
-    return ResNet(depth, width, classes, norm).build()
-
-
-def resnet50(classes: int = 1000) -> nn.Module:
-    """Torchvision's ResNet-50 without trained weights, [N, 3, H, W] -> logits [N, classes].
-
-    Initial weights are drawn from torch's global generator. Raises ``BadInput``.
-    """
-    return ResNet50(classes).build()
-
-
-@dataclass(frozen=True)
-class ResNet:
-    """Configuration of :func:`resnet`; refuses what it cannot build."""
 
     depth: int = 20
     width: int = 16
@@ -65,7 +57,10 @@ class ResNet:
 
 @dataclass(frozen=True)
 class ResNet50:
-    """Configuration of :func:`resnet50`; refuses what it cannot build."""
+    """Torchvision's ResNet-50 without trained weights, [N, 3, H, W] -> logits [N, classes].
+
+    ``build`` draws initial weights from torch's global generator. Raises ``BadInput``.
+    """
 
     classes: int = 1000
 
@@ -78,8 +73,75 @@ class ResNet50:
     def build(self) -> nn.Module:
         from torchvision import models  # slow to import, and only ImageNet needs it
 
-        network: nn.Module = models.resnet50(weights=None, num_classes=self.classes)
+        network: nn.Module = models.resnet50(
+            weights=None, num_classes=self.classes, norm_layer=BatchNorm
+        )
         return network
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network that a class or function of someone else's makes: ``build`` calls it."""
+
+    make: Callable[[], nn.Module]
+
+    def __str__(self) -> str:
+        made = self.make.func if isinstance(self.make, partial) else self.make
+        return str(getattr(made, "__name__", made))
+
+    def build(self) -> nn.Module:
+        try:
+            network = self.make()
+        except Exception as error:  # whatever their code raises
+            raise BadInput("model", self, in_words(error)) from None
+        if not isinstance(network, nn.Module):
+            remedy = f"makes a {type(network).__name__}; give what makes an nn.Module"
+            raise BadInput("model", self, remedy)
+        return network
+
+
+class Kernels(NamedTuple):
+    """What CUDA leaves open of a network's computation; the CPU has no choice."""
+
+    channels_last: bool  # images in memory as [N, H, W, C], as the data gives them; else copied
+    cudnn_norm: bool  # cuDNN's batch norm, which torch has not for bfloat16; else torch's own
+
+
+FORCED: Kernels | None = None  # set by a measurement of the others
+
+
+def kernels() -> Kernels:
+    """The choice, by the precision in force. It stands here alone; no GPU has compared them yet.
+
+    Convolutions in strict float32 want NCHW and would transpose around every layer; those of the
+    tensor cores, for TF32 and bfloat16, want NHWC. cuDNN's persistent batch norm is known to stall
+    beside other kernels, as in a graph with parallel streams.
+    """
+    if FORCED is not None:
+        return FORCED
+    tensor_cores = torch.is_autocast_enabled("cuda") or torch.backends.cudnn.allow_tf32
+    return Kernels(channels_last=tensor_cores, cudnn_norm=False)
+
+
+def laid_out(images: Tensor) -> Tensor:
+    """Images [N, C, H, W], channels last in memory, as the network takes them on their device."""
+    if images.device.type != "cuda" or kernels().channels_last:
+        return images
+    return images.contiguous()
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """``nn.BatchNorm2d``, on CUDA by the kernels that are chosen."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cuda" or kernels().cudnn_norm:
+            return super().forward(x)
+        before = torch.backends.cudnn.enabled
+        torch.backends.cudnn.enabled = False
+        try:
+            return super().forward(x)
+        finally:
+            torch.backends.cudnn.enabled = before
 
 
 class _Block(nn.Module):
@@ -141,4 +203,4 @@ def _conv(channels_in: int, channels_out: int, stride: int, norm: str) -> nn.Con
 
 
 def _norm(channels: int, norm: str) -> nn.Module:
-    return nn.BatchNorm2d(channels) if norm == "batch" else nn.Identity()
+    return BatchNorm(channels) if norm == "batch" else nn.Identity()

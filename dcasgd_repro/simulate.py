@@ -99,10 +99,10 @@ def worker(task: Task, server: Server, m: int) -> tuple[Tensor, Tensor]:
 def simulate(
     task: Task, server: Server, messages: Iterable[Message], lr: Callable[[int], float]
 ) -> Iterator[Step]:
-    """Replays a message log against a task; yields one Step per push.
+    """Replays a message log against a task (Algorithms 1 and 2); yields one Step per push.
 
-    ``lr`` maps the number of gradients received so far to the learning rate of the next one. The
-    generator can be left at any Step: the server then holds the state after that push.
+    ``messages``: a Schedule, or any Messages. ``lr``: pushes received so far -> the next rate.
+    The generator can be left at any Step: the server then holds the state after that push.
     """
     for clock, kind, m in messages:
         if kind == "pull":

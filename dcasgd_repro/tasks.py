@@ -6,29 +6,46 @@ Only this module knows that w [P] has parts with shapes. A task has
     batch(worker, k) -> Batch   mini-batch k of a worker, a function of (seed, worker, k)
     loss(w, batch)              mean loss, differentiable in w
     gradient(w, batch)          (mean loss, its gradient [P]); pure in w
+    draws                       whether a gradient draws random numbers, as dropout does; then each
+                                is computed by itself, and its numbers depend on (seed, worker, k)
     same_loss                   equal for tasks whose loss is one function of w and the batch
     copy.copy(task)             a task that another thread may use at the same time
+    double() -> task            the task in float64, on the same mini-batches
     evaluate(w, sent) -> dict   measurements of w, a function of w and of the vectors that the
                                 workers hold, in their order (``Server.sent``)
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from dcasgd_repro.data.folders import Folders
-from dcasgd_repro.data.images import Batch, Images
+from dcasgd_repro.data.images import Batch, Images, stream
 from dcasgd_repro.errors import BadInput, check_number, check_whole
+from dcasgd_repro.models import Network, laid_out
 
 CHUNK = 1000  # images at a time through the network, in an evaluation
+_DRAWING = threading.Lock()  # torch has one generator for all threads
+
+
+class Drawn(NamedTuple):
+    """A ``Batch`` whose gradient draws random numbers, from ``seed``."""
+
+    images: Tensor
+    labels: Tensor
+    seed: Tensor  # int64, on the CPU
 
 
 @dataclass(frozen=True)
@@ -71,6 +88,9 @@ class QuadraticTask:
     def same_loss(self) -> tuple[Any, ...]:
         return tuple(self.conf.curvature), self.h.device, self.h.dtype
 
+    def double(self) -> QuadraticTask:
+        return QuadraticTask(self.conf, self.h.device, torch.float64)
+
     def initial(self, seed: int) -> Tensor:
         return torch.full_like(self.h, self.conf.start)
 
@@ -95,7 +115,8 @@ class QuadraticTask:
 class Classification:
     """Cross-entropy of a network on labelled images, plus ``weight_decay / 2 ||w||^2``.
 
-    ``model``          a leaf whose ``build()`` makes the network
+    ``model``          a leaf whose ``build()`` makes the network, or a ``functools.partial`` of one
+                       that makes it itself, as ``torchvision.models.resnet18``
     ``data``           a leaf whose ``load(device, dtype)`` gives ``Images`` or ``Folders``
     ``weight_decay``   belongs to the loss: its gradient is taken where the loss's is, at w_bak
     ``stats_images``   how many training images BatchNorm's statistics are recomputed from
@@ -115,6 +136,8 @@ class Classification:
     statistics: str | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.model, partial):
+            object.__setattr__(self, "model", Network(self.model))
         for key, method in (("model", "build"), ("data", "load")):
             if not hasattr(getattr(self, key), method):
                 raise BadInput(
@@ -160,8 +183,11 @@ class Classifier:
         self.device, self.dtype = device, dtype
         self._take(self._network(seed=0))
         self.evaluated = self._network(seed=0)
-        for norm in _batch_norms(self.evaluated):
+        for norm in _norms(self.evaluated):
             norm.momentum = None  # a plain average over the fixed pass
+        for part in self.evaluated.modules():
+            if isinstance(part, _NormBase) and not isinstance(part, _BatchNorm):
+                part.track_running_stats = False  # InstanceNorm: each image has its own statistics
         self.shapes = [p.shape for p in self.evaluated.parameters()]
         self.sizes = [p.numel() for p in self.evaluated.parameters()]
 
@@ -172,6 +198,10 @@ class Classifier:
         twin._take(copy.deepcopy(self.module))
         return twin
 
+    def double(self) -> Classifier:
+        """The task in float64, on the very images that this one sees, rounded as they are."""
+        return Classifier(self.conf, self.images, self.device, torch.float64)
+
     @property
     def same_loss(self) -> tuple[Any, ...]:
         """What the loss depends on beside w and the batch: tasks with equal ones share waves."""
@@ -181,14 +211,19 @@ class Classifier:
         """w_0 [P] as the network's own initialisation draws it on the CPU from ``seed``."""
         return torch.cat([p.detach().reshape(-1) for p in self._network(seed).parameters()])
 
-    def batch(self, worker: int, k: int) -> Batch:
-        return self.images.batch(worker, k)
+    def batch(self, worker: int, k: int) -> Batch | Drawn:
+        images, labels = self.images.batch(worker, k)
+        batch = Batch(images.to(self.dtype), labels)
+        if not self.draws:
+            return batch
+        seed = stream(getattr(self.conf.data, "seed", 0), "gradient", worker, k).integers(2**63)
+        return Drawn(*batch, torch.tensor(seed))
 
-    def loss(self, w: Tensor, batch: Batch) -> Tensor:
+    def loss(self, w: Tensor, batch: Batch | Drawn) -> Tensor:
         """Mean loss over the batch at w [P], weight decay included."""
         return self._decayed(self._cross_entropy(w, batch), w)
 
-    def gradient(self, w: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    def gradient(self, w: Tensor, batch: Batch | Drawn) -> tuple[Tensor, Tensor]:
         """The loss and its gradient [P] at w [P]; weight decay is added as torch.optim.SGD does."""
         leaf = w.detach().requires_grad_()
         loss = self._cross_entropy(leaf, batch)
@@ -198,20 +233,46 @@ class Classifier:
         return self._decayed(loss.detach(), w), g
 
     @torch.no_grad()
-    def batch_error(self, w: Tensor, batch: Batch) -> float:
+    def batch_error(self, w: Tensor, batch: Batch | Drawn) -> float:
         """Error rate in [0, 1] on a mini-batch as it trains: augmented, with its own statistics."""
         wrong = self._logits(w, batch).argmax(1) != batch.labels
         return float(wrong.double().mean())
 
-    def _cross_entropy(self, w: Tensor, batch: Batch) -> Tensor:
+    def _cross_entropy(self, w: Tensor, batch: Batch | Drawn) -> Tensor:
         return F.cross_entropy(self._logits(w, batch), batch.labels)
 
-    def _logits(self, w: Tensor, batch: Batch) -> Tensor:
+    def _logits(self, w: Tensor, batch: Batch | Drawn) -> Tensor:
+        if not isinstance(batch, Drawn):
+            return self._forward(w, batch.images)
+        with _DRAWING, self._own_numbers():
+            torch.manual_seed(int(batch.seed))
+            return self._forward(w, batch.images)
+
+    def _own_numbers(self) -> contextlib.AbstractContextManager[None]:
+        """Leaves torch's generators as they were."""
+        own = [self.device] if self.device.type == "cuda" else []
+        return torch.random.fork_rng(devices=own)
+
+    @cached_property
+    def draws(self) -> bool:
+        """Whether the network draws random numbers as it trains: tried, on two images."""
+        images, _ = next(iter(self.images.train_chunks(min(2, self.images.size))))
+        cuda = self.device.type == "cuda"
+
+        def state() -> Tensor:
+            return torch.cuda.get_rng_state(self.device) if cuda else torch.get_rng_state()
+
+        with _DRAWING, self._own_numbers(), torch.no_grad():
+            before = state()
+            self.module(images.to(self.dtype))
+            return not torch.equal(before, state())
+
+    def _forward(self, w: Tensor, images: Tensor) -> Tensor:
         # As torch.func.functional_call, without its search for tied weights at every call.
         for (parameters, name, _), part in zip(self._places, self._parts(w), strict=True):
             parameters[name] = part
         try:
-            logits: Tensor = self.module(batch.images)
+            logits: Tensor = self.module(laid_out(images))
             return logits
         finally:
             for parameters, name, own in self._places:
@@ -250,13 +311,14 @@ class Classifier:
             pieces = -(-share // CHUNK)
             size, vectors = share // pieces, [held for held in sent for _ in range(pieces)]
             count = size * len(vectors)
-        for norm in _batch_norms(self.evaluated):
+        self.evaluated.eval()  # dropout stays out: an evaluation draws no numbers
+        for norm in _norms(self.evaluated):
             norm.reset_running_stats()
-        self.evaluated.train()
+            norm.train()
         chunks = self.images.train_chunks(count, size)
         for vector, (images, _) in zip(vectors, chunks, strict=True):
             self._put(vector)
-            self.evaluated(images)
+            self.evaluated(laid_out(images))
         self.evaluated.eval()
 
     def _put(self, w: Tensor) -> None:
@@ -267,7 +329,7 @@ class Classifier:
     def _measure(self, chunks: Any) -> tuple[float, float]:
         wrong, loss, count = 0, 0.0, 0
         for images, labels in chunks:
-            logits = self.evaluated(images)
+            logits = self.evaluated(laid_out(images))
             wrong += int((logits.argmax(1) != labels).sum())
             loss += float(F.cross_entropy(logits, labels, reduction="sum"))
             count += len(labels)
@@ -276,7 +338,7 @@ class Classifier:
     def _take(self, module: nn.Module) -> None:
         """Trains with this network: a loss puts w's parts in its parameters' places, and back."""
         self.module = module
-        for norm in _batch_norms(module):
+        for norm in _norms(module):
             norm.track_running_stats = False  # training needs none, so it keeps none
         self._places: list[tuple[dict[str, Any], str, nn.Parameter]] = []
         for path, own in module.named_parameters():
@@ -294,5 +356,6 @@ class Classifier:
         return module.to(device=self.device, dtype=self.dtype)
 
 
-def _batch_norms(module: nn.Module) -> list[nn.BatchNorm2d]:
-    return [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
+def _norms(module: nn.Module) -> list[_BatchNorm]:
+    """BatchNorm of any dimension."""
+    return [part for part in module.modules() if isinstance(part, _BatchNorm)]

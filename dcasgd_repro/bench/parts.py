@@ -24,6 +24,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from dcasgd_repro.bench.timing import Part, Row, Timed, compared, row, timings
@@ -38,7 +41,7 @@ from dcasgd_repro.run import write as record
 from dcasgd_repro.run.device import keep_freed_memory, return_freed_memory
 from dcasgd_repro.schedule import Exponential, Gamma, Generated, Law, Lognormal, Schedule
 from dcasgd_repro.simulate import Server, Step, apply, simulate
-from dcasgd_repro.tasks import Classification, Classifier
+from dcasgd_repro.tasks import Classification, Classifier, Drawn
 
 
 @dataclass(frozen=True)
@@ -155,7 +158,7 @@ def batches(task: Classifier, network: Network) -> Iterator[Row]:
     yield row(f"draw, crop, flip, normalise, {network.name}", "ms", 1000 * taken, bound=limit)
 
 
-def in_turn(task: Classifier) -> Iterator[Batch]:
+def in_turn(task: Classifier) -> Iterator[Batch | Drawn]:
     """The workers' batches, one worker after another, as equal workers ask for them.
 
     Each loop has a task of its own: a task keeps the orders of a few epochs, and two loops at
@@ -453,7 +456,14 @@ def rates(
 
 
 def engines_on_cuda(device: torch.device) -> Iterator[Row]:
-    """Each engine at M = 1, 4, 8, 16, and replicas up to 128 gradients in flight."""
+    """Each engine at M = 1, 4, 8, 16, and replicas up to 128 gradients in flight.
+
+    A bound is a fraction of the ``Roof`` that the card's own rates make. Not run on a GPU yet.
+    """
+    roof = roof_of(device, *work_of(PAPER))
+    yield row("float32 matrix product, 8192 x 8192", "TFLOP/s", [roof.flop_s / 1e12])
+    yield row("copy, reads and writes", "TB/s", [roof.bytes_s / 1e12])
+    yield row(f"most that these allow, {PAPER.name}", "gradients/s", [roof.gradients_s])
     for workers in (1, 4, 8, 16):
         gradients = 8 * workers
         works = {"loop": bundle(plain_loop(PAPER.task(device, workers)), gradients)}
@@ -464,9 +474,10 @@ def engines_on_cuda(device: torch.device) -> Iterator[Row]:
                 works[name + ", fused update" * fused] = bundle(push, gradients)
         taken = timings(works, 20, device)
         for name in list(works)[1:]:
-            bound = "ratio >= 5" if (name, workers) == ("graphs", 8) else None
             what = f"{name}, M = {workers}, {PAPER.name}"
-            yield rates(what, gradients, taken[name], taken[f"{name} before"], bound)
+            yield rates(what, gradients, taken[name], taken[f"{name} before"])
+            if (name, workers) == ("graphs", 8):
+                yield roof.part(what, gradients / taken[name])
     for copies in (2, 4, 8, 16):
         tasks = [PAPER.task(device, 8) for _ in range(copies)]
         cells = [Cell(task, server_of(task, 8), gamma(8), lambda _: LR) for task in tasks]
@@ -477,9 +488,67 @@ def engines_on_cuda(device: torch.device) -> Iterator[Row]:
             "replicas": bundle(lambda: next(steps), gradients),  # noqa: B023
         }
         taken = timings(works, 5, device)
-        bound = "value >= 4000" if copies == 16 else None
         what = f"graphs, {copies} replicas of M = 8, {PAPER.name}"
-        yield rates(what, gradients, taken["replicas"], taken["replicas before"], bound)
+        yield rates(what, gradients, taken["replicas"], taken["replicas before"])
+        if copies == 16:
+            yield roof.part(what, gradients / taken["replicas"])
+
+
+@dataclass(frozen=True)
+class Roof:
+    """What a device's own rates allow: arithmetic and traffic, whichever takes longer."""
+
+    flop_s: float  # of a float32 matrix product, per second
+    bytes_s: float  # read and written by a copy, per second
+    flop: float  # of one gradient
+    bytes: float  # that its kernels read and write, none of them fused with another
+
+    @property
+    def gradients_s(self) -> float:
+        return 1 / max(self.flop / self.flop_s, self.bytes / self.bytes_s)
+
+    def part(self, what: str, rates: np.ndarray) -> Row:
+        """Measured gradients per second as a part of the most; a third of it is asked for."""
+        parts = rates / self.gradients_s
+        return row(f"{what}: of the most", "of 1", parts, bound="value >= 0.33")
+
+
+def roof_of(
+    device: torch.device, flop: float, bytes: float, size: int = 8192, rounds: int = 10
+) -> Roof:
+    """The rates of a matrix product and of a copy of as many numbers, medians of the rounds."""
+    a, b, to = (torch.ones(size, size, device=device) for _ in range(3))
+    works = {
+        "-": lambda: None,
+        "product": lambda: torch.mm(a, b, out=to),
+        "copy": lambda: to.copy_(a),
+    }
+    taken = {name: float(np.median(s)) for name, s in timings(works, rounds, device).items()}
+    return Roof(2 * size**3 / taken["product"], 2 * a.nbytes / taken["copy"], flop, bytes)
+
+
+class Traffic(TorchDispatchMode):
+    """Counts the bytes that operations read and write; views read nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            touched = tree_leaves((args, kwargs, made))
+            self.bytes += sum(part.nbytes for part in touched if isinstance(part, Tensor))
+        return made
+
+
+def work_of(network: Network) -> tuple[float, float]:
+    """FLOP of one gradient, and bytes that its operations read and write, counted on the CPU."""
+    task = network.task(torch.device("cpu"), 1)
+    w, batch = task.initial(0), task.batch(0, 0)
+    with FlopCounterMode(display=False) as counter, Traffic() as traffic:
+        task.gradient(w, batch)
+    return counter.get_total_flops(), traffic.bytes
 
 
 def bundle(work: Timed, times: int) -> Timed:

@@ -30,6 +30,8 @@ def main() -> None:
     machine fault, 128 + the signal's number where one stopped it.
     """
     command, *rest = sys.argv[1:] or ["--help"]
+    if "" not in sys.path:
+        sys.path.append("")  # a rule of one's own is imported from where one stands
     try:
         sys.exit(dispatch(command, rest))
     except BadInput as error:
@@ -167,10 +169,23 @@ def report(arguments: list[str]) -> int:
     return 0
 
 
+def diagnose(arguments: list[str]) -> int:
+    parser = Parser("dcasgd-repro diagnose", description=texts.DIAGNOSE_HELP)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder")
+    parser.add_argument("--out", type=Path, default=Path("outputs/diagnose"),
+                        help="where the figures go (default: outputs/diagnose)")  # fmt: skip
+    given = parser.parse_args(arguments)
+
+    from dcasgd_repro.study.diagnose import diagnose as diagnosed
+
+    print(diagnosed(given.runs, given.out))
+    return 0
+
+
 def reproduce(arguments: list[str]) -> int:
     from dcasgd_repro.study.request import request
 
-    asked = request("reproduce", arguments, texts.choices("scale"))
+    asked = request("reproduce", arguments, scales)
     if asked is None:
         return study_help(texts.REPRODUCE_HELP)
     return asked.reproduce(RESULTS)
@@ -179,10 +194,15 @@ def reproduce(arguments: list[str]) -> int:
 def tune(arguments: list[str]) -> int:
     from dcasgd_repro.study.request import request
 
-    asked = request("tune", arguments, texts.choices("scale"))
+    asked = request("tune", arguments, scales)
     if asked is None:
         return study_help(texts.TUNE_HELP, tuned=True)
     return asked.tune(RESULTS)
+
+
+def scales(folders: Sequence[Path]) -> list[str]:
+    """The names of our scales, and of those in folders of one's own."""
+    return texts.choices("scale", folders)
 
 
 def study_help(text: str, tuned: bool = False) -> int:
@@ -197,14 +217,22 @@ def study_help(text: str, tuned: bool = False) -> int:
 def verify(arguments: list[str]) -> int:
     parser = Parser("dcasgd-repro verify", description=texts.VERIFY_HELP)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a kept run's folder")
+    parser.add_argument("--fingerprint", action="store_true",
+                        help="write the fingerprint of a run that has none, where this machine "
+                        "makes its first row again, digit for digit")  # fmt: skip
     given = parser.parse_args(arguments)
 
-    from dcasgd_repro.run.verify import verify as verified
+    from dcasgd_repro.run import verify as verifying
 
-    results = [verified(path) for path in given.runs]
-    for line, _ in results:
-        print(line)
-    return int(not all(equal for _, equal in results))
+    code = 0
+    for path in given.runs:
+        if given.fingerprint:
+            print(verifying.mark(path), flush=True)
+            continue
+        line, equal = verifying.verify(path)
+        print(line, flush=True)
+        code = code or int(not equal)
+    return code
 
 
 def bench(arguments: list[str]) -> int:
@@ -248,6 +276,7 @@ OWN: dict[str, Callable[[list[str]], int]] = {
     "reproduce": reproduce,
     "tune": tune,
     "report": report,
+    "diagnose": diagnose,
     "verify": verify,
     "data": data,
     "bench": bench,

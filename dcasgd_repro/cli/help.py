@@ -10,7 +10,7 @@ CONF = Path(__file__).parents[1] / "conf"
 if not CONF.exists():  # an editable install: conf/ stands beside the package
     CONF = Path(__file__).parents[2] / "conf"
 
-COMMANDS = "train, schedule, reproduce, tune, report, verify, data, bench or completion"
+COMMANDS = "train, schedule, reproduce, tune, report, diagnose, verify, data, bench or completion"
 
 HELP = """\
 dcasgd-repro: asynchronous SGD with delay compensation, simulated on one device
@@ -18,10 +18,11 @@ dcasgd-repro: asynchronous SGD with delay compensation, simulated on one device
 usage: dcasgd-repro COMMAND [...]
 
   train      run one experiment, or a sweep of them
-  schedule   draw a schedule of asynchronous workers: its delays, histogram and log
+  schedule   draw a schedule of asynchronous workers: its delays, first rounds and log
   reproduce  run a table or figure of the paper, or what it still lacks
   tune       choose a key of a study's cells, as the learning rate, by validation
   report     tables and figures from finished runs, beside the paper's
+  diagnose   what happened in a run: a figure and a paragraph
   verify     make the start of a committed run again and compare
   data       fetch, verify or find CIFAR-10
   bench      what a simulated worker costs on this device
@@ -38,12 +39,16 @@ usage: dcasgd-repro train [+exp=NAME] [KEY=VALUE ...] [-m]
 
   +exp=NAME     an experiment: {exp}
   task=         {task}
+  model=        {model}
   rule=         {rule}
   schedule=     {schedule}
   scale=        {scale} (unset: paper with a CUDA device, else laptop;
                 imagenet for task imagenet, smoke for the others)
   KEY=VALUE     any key of the config: workers=4 rule.lam0=1 seed=3 epochs=2 device=cpu
                 run_dir=DIR augment=false lr.base=0.1 task.weight_decay=1e-4
+                rule=my_rule:MyRule and model=my_net:MyNet are classes of yours, in my_rule.py
+                and my_net.py where you stand, with their own defaults
+  -cd DIR       DIR/rule/*.yaml, DIR/exp/*.yaml and so on are there to choose as well
   -m            a sweep: seed=0,1,2 rule=asgd,dcasgd_a runs every combination
   --cfg job     print the composed config and stop (--resolve fills it in)
 
@@ -64,8 +69,8 @@ usage: dcasgd-repro schedule [schedule=NAME] [workers=M] [KEY=VALUE ...]
                 run_dir=DIR (where the log and the figure go)
 
 Prints the table of delays, the log's sha256 and its simulated duration; saves the log, the table
-and a histogram. The number of pushes is that of the scale (unset: as for train, with paper for
-cifar10).
+and a figure: a histogram of the delays, and who computes and waits in the first rounds. The number
+of pushes is that of the scale (unset: as for train, with paper for cifar10).
 
 examples
   dcasgd-repro schedule schedule=gamma workers=8
@@ -85,7 +90,9 @@ usage: dcasgd-repro reproduce STUDY [scale=NAME] [seeds=N] [jobs=N] [launcher=NA
   launcher=     local, slurm (slurm.time=MINUTES slurm.partition= ...) or ray (ray.num_gpus= ...)
   KEY=VALUE     engine, threads, device, data.root: means, not numbers; a run that was begun keeps
                 its own
-  --dry-run     print the runs, their state and the time they should take, and stop
+  -cd DIR       as for train: the cells may name files in DIR, and scale= one of DIR/scale
+  --dry-run     print the runs, their state and the time they should take, and stop; a cell that
+                train would refuse is named (exit code 2)
 
 Runs what is missing under outputs/cells, goes on with what was stopped, and keeps going when a run
 fails. Then keeps the text of the runs, tables and figures under results/STUDY/SCALE. Ctrl-C leaves
@@ -100,7 +107,7 @@ TUNE_HELP = """\
 usage: dcasgd-repro tune STUDY [scale=NAME] [seeds=N] [jobs=N] [launcher=NAME] [--dry-run]
 
   STUDY         a study whose grid.yaml has `tune`: {studies}; or a folder of yours
-  scale= seeds= jobs= launcher= KEY=VALUE --dry-run
+  scale= seeds= jobs= launcher= KEY=VALUE -cd DIR --dry-run
                 as for reproduce
 
 Runs every cell with each of its values, on validation images; no test image is looked at. The best
@@ -117,12 +124,17 @@ examples
   dcasgd-repro tune lr_cifar10 scale=laptop seeds=3
 """
 
-VERIFY_HELP = """Makes the first pushes of a committed run again and compares the rows of its
-metrics.csv, up to push 200."""
+VERIFY_HELP = """Makes the first pushes of a committed run again: in float64, which must agree with
+its fingerprint.json within 1e-9 on any machine, and in float32, which must equal the rows of its
+metrics.csv up to push 200, digit for digit, where processor, torch and threads are the run's own.
+Elsewhere it says what differs, and by how much. Exit code 1 where it is another run."""
 DATA_HELP = "CIFAR-10: fetch it, verify it bit for bit, or say where it is looked for."
 BENCH_HELP = """Paired timings on this device: what simulating workers costs over plain PyTorch, how
 much memory backups take, how fast schedules, updates and engines are. About 25 minutes for
 all on two CPU cores; leave the machine alone meanwhile."""
+DIAGNOSE_HELP = """What happened in a run, from its text files, in a figure and a paragraph: delays,
+who computed and waited in the first rounds, how far the server had moved, how large gradients and
+corrections were, and, with a probe.csv, whether corrections pointed the right way."""
 REPORT_HELP = """Tables and figures from finished runs. Without arguments, or with the name of a
 study, those of results/ beside the paper's; with run directories, or folders of them, one table of
 these runs, grouped over seeds."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
+import io
+import itertools
 import json
 import os
 import sys
@@ -11,14 +14,24 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from dcasgd_repro.cli.help import CONF, choices, fail, groups
+from dcasgd_repro.cli.help import choices, fail, groups
 from dcasgd_repro.errors import BadInput, Failure
+from dcasgd_repro.run.compose import (
+    added,
+    all_keys,
+    composed,
+    hydra_words,
+    own_folders,
+    refuse_unread,
+)
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-OPTIONS = {"-m", "--multirun", "-c", "--cfg", "--resolve", "-p", "--package", "-i", "--info"}
-OPTIONS |= {"-cd", "--config-dir"}
+# Of Hydra's options; the last two are taken out before Hydra is asked.
+OPTIONS = ["-m", "--multirun", "-c", "--cfg", "--resolve", "-p", "--package", "-i", "--info"]
+OPTIONS += ["-cd", "--config-dir"]
+INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
 
 class Done(NamedTuple):
@@ -44,20 +57,24 @@ def with_hydra(job: Job, command: str, arguments: list[str]) -> int:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    for a in arguments:
+    typed, folders = own_folders(arguments)
+    for a in typed:
         if a.startswith("-") and a.partition("=")[0] not in OPTIONS:
-            return fail(
-                f"{a}: no such option; `dcasgd-repro {command} --help` lists what there is", 2
-            )
+            there = f"of Hydra's there are {', '.join(OPTIONS)}"
+            return fail(f"{a}: no such option; {there}; `dcasgd-repro {command} --help`", 2)
+        if a.startswith("hydra.verbose=") and a != "hydra.verbose=false":
+            remedy = "nothing here writes a log; --info all and --cfg job say what is composed"
+            return fail(f"{a}: {remedy}", 2)
     argv = ["dcasgd-repro", command, *arguments]
+    arguments = hydra_words(typed)
     outcomes, sweep = Outcomes(), bool({"-m", "--multirun"} & set(arguments))
-    known = all_keys(arguments) if any(a[:1] == "+" and a[:5] != "+exp=" for a in arguments) else []
+    known = all_keys(arguments, folders) if added(arguments) else []
 
     def once(cfg: DictConfig) -> None:
         given = hydra.core.hydra_config.HydraConfig.get().overrides.task
         words = OmegaConf.to_container(given, resolve=False)
         assert isinstance(words, list)
-        point = " ".join(map(str, words))
+        point = " ".join(map(str, words)).replace(r"\:", ":")  # a sweep escapes it
         outcomes.append(point, Done(0, ""))  # composed
         if sweep:
             print(f"\n== {point}", flush=True)
@@ -80,17 +97,37 @@ def with_hydra(job: Job, command: str, arguments: list[str]) -> int:
     # Options first: argparse, behind Hydra, takes the overrides only in one piece.
     overrides = [a for a in arguments if a[:1] != "-" and ("=" in a or a[:1] == "~")]
     options = [a for a in arguments if a not in overrides]
-    sys.argv = ["dcasgd-repro", *options, *default_scale(command, arguments), *overrides]
+    for k, option in enumerate(options):
+        if option in ("-i", "--info") and not set(options[k + 1 : k + 2]) & set(INFO):
+            options[k] = "--info=all"  # else argparse takes the override after it for its value
+    if line := refused_options(options):
+        return fail(f"{line}; `dcasgd-repro {command} --help` says more", 2)
+    options += [word for folder in folders for word in ("-cd", str(folder))]
+    scale = default_scale(command, arguments, folders)
+    sys.argv = ["dcasgd-repro", *options, *scale, *overrides]
     run = hydra.main("pkg://dcasgd_repro.conf", "config", version_base="1.3")(once)
     try:
         run()
     except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
         if outcomes.read():  # not about the arguments: a fault of ours, to be seen whole
             raise
-        return fail(in_plain_words(error, arguments), 2)
+        return fail(in_plain_words(error, arguments, folders), 2)
     if sweep:
         print(f"\n{outcomes.table()}", flush=True)
     return max((done.code for _, done in outcomes.read()), default=0)
+
+
+def refused_options(options: list[str]) -> str:
+    """What Hydra's parser says against the options, without its usage; "" if nothing."""
+    from hydra._internal.utils import get_args_parser
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            get_args_parser().parse_args(options)
+    except SystemExit:
+        return said.getvalue().strip().splitlines()[-1].partition("error: ")[2]
+    return ""
 
 
 class Outcomes:
@@ -123,7 +160,7 @@ class Outcomes:
         return "\n".join(f"{point:{width}}  {done.words}" for point, done in rows.items())
 
 
-def in_plain_words(error: Exception, arguments: Sequence[str]) -> str:
+def in_plain_words(error: Exception, arguments: Sequence[str], folders: Sequence[Path] = ()) -> str:
     """What Hydra refused, as key=value: remedy.
 
     By the fields of its exceptions; by its prose only where there is no field.
@@ -137,18 +174,17 @@ def in_plain_words(error: Exception, arguments: Sequence[str]) -> str:
     given = {a.lstrip("+~").partition("=")[0]: a.partition("=")[2] for a in arguments}
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
-        return no_such(group, name, error.options or choices(group), arguments)
+        return no_such(group, name, folders)
     if isinstance(error, OverrideParseException):
         odd = error.override
         for group in groups():  # an empty name, say
             if odd.partition("=")[0] == group:
-                return no_such(group, odd.partition("=")[2], choices(group), arguments)
+                return no_such(group, odd.partition("=")[2], folders)
         return f"{odd}: not understood; write KEY=VALUE, odd text in quotes"
     if "override must be a string" in text or isinstance(error, TypeError):
-        also = config_dirs(arguments)
         for group in groups():
-            if group in given and given[group] not in choices(group, also):
-                return no_such(group, given[group], choices(group, also), arguments)
+            if group in given and given[group] not in choices(group, folders):
+                return no_such(group, given[group], folders)
     if "nterpolation" in text:
         for key, value in given.items():
             if "${" in value:
@@ -158,63 +194,45 @@ def in_plain_words(error: Exception, arguments: Sequence[str]) -> str:
     if "exp" in given and "+exp" not in " ".join(arguments):
         return f"exp={given['exp']}: an experiment is added: write +exp={given['exp']}"
     if unknown := re.search(r"Could not (?:override|delete) '([\w.]+)'", text):
-        key = unknown.group(1)
-        near = difflib.get_close_matches(key, all_keys(arguments), n=3, cutoff=0.5)
+        key = as_typed(unknown.group(1))
+        there = {as_typed(k) for k in all_keys(arguments, folders) if "_target_" not in k}
+        near = difflib.get_close_matches(key, sorted(there), n=3, cutoff=0.5)
         meant = f"did you mean {' or '.join(near)}? " if near else ""
         remedy = f"no such key; {meant}`dcasgd-repro train --cfg job` prints them all"
-        return f"{key}={given.get(key, '')}: {remedy}"
+        return f"{key}={given.get(unknown.group(1), '')}: {remedy}"
     return text
 
 
-def no_such(group: str, name: str, there: Sequence[str], arguments: Sequence[str]) -> str:
+def as_typed(key: str) -> str:
+    """A key of the network under the shorter of its two names."""
+    return key.removeprefix("task.") if key.startswith("task.model.") else key
+
+
+def no_such(group: str, name: str, folders: Sequence[Path]) -> str:
     """That a group has no such file, with those it has, and how a key inside it is set."""
     inside = sorted(k for k in all_keys(()) if k.startswith(f"{group}.") and "_target_" not in k)
     keys = f"; a key inside it is set as {inside[0]}=VALUE" if inside else ""
-    return f"{group}={name}: no such {group}, choose {', '.join(there)}{keys}"
+    own = (
+        f"; a class of yours is chosen as my_{group}:MyClass" if group in ("rule", "model") else ""
+    )
+    there = ", ".join(choices(group, folders))
+    return f"{group}={name}: no such {group}, choose {there}{keys}{own}"
 
 
-def all_keys(arguments: Sequence[str]) -> list[str]:
-    """Every key of the config that the arguments' groups compose, as it is typed."""
-    from hydra import compose, initialize_config_module
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-
-    def walk(node: object, at: str) -> list[str]:
-        if not isinstance(node, dict):
-            return [at]
-        return [leaf for key, value in node.items() for leaf in walk(value, f"{at}.{key}")]
-
-    chosen = [a for a in arguments if a.partition("=")[0] in (*groups(), "+exp")]
-    with initialize_config_module("dcasgd_repro.conf", version_base="1.3"):
-        for words in (chosen, []):
-            scale = [] if any(word.startswith("scale=") for word in words) else ["scale=laptop"]
-            try:
-                content = OmegaConf.to_container(compose("config", overrides=[*scale, *words]))
-            except (HydraException, ValueError, TypeError):
-                continue  # a choice that is itself refused, or of a folder given with -cd
-            return [key[1:] for key in walk(content, "")]
-    return []
-
-
-def config_dirs(arguments: Sequence[str]) -> list[Path]:
-    """The folders given with -cd or --config-dir."""
-    found = []
-    for word, after in zip(arguments, [*arguments[1:], ""], strict=True):
-        option, _, value = word.partition("=")
-        if option in ("-cd", "--config-dir"):
-            found.append(Path(value or after))
-    return found
-
-
-def default_scale(command: str, arguments: Sequence[str]) -> list[str]:
-    """The scale to add where none is given; see the help."""
+def default_scale(
+    command: str, arguments: Sequence[str], folders: Sequence[Path] = ()
+) -> list[str]:
+    """The scale to add where none is given, by the command or by its experiments; see the help."""
     if any(a.startswith("scale=") for a in arguments):
         return []
-    tasks = chosen_tasks(arguments)
-    if "imagenet" in tasks and len(tasks) > 1:
-        raise BadInput("scale", None, f"choose one; {', '.join(sorted(tasks))} have no common one")
-    if tasks != {"cifar10"}:
-        return ["scale=imagenet" if tasks == {"imagenet"} else "scale=smoke"]
+    found = {scale_of(words, folders) for words in chosen(arguments)}
+    if found == {None}:
+        return []
+    if len(found) > 1 and found & {None, "imagenet"}:
+        remedy = "choose one; these experiments or tasks have no common one"
+        raise BadInput("scale", None, remedy)
+    if found != {"cifar10"}:
+        return ["scale=imagenet" if found == {"imagenet"} else "scale=smoke"]
     if command == "schedule":  # answers without torch, and a longer log begins like a shorter one
         return ["scale=paper"]
     import torch
@@ -222,44 +240,30 @@ def default_scale(command: str, arguments: Sequence[str]) -> list[str]:
     return ["scale=paper" if torch.cuda.is_available() else "scale=laptop"]
 
 
-def chosen_tasks(arguments: Sequence[str]) -> set[str]:
-    """The tasks that a command runs: those it names, else its experiments', else the default."""
-    import yaml
-
-    if named := [a.partition("=")[2] for a in arguments if a.startswith("task=")]:
-        return set(named[-1].split(","))
-    tasks = set()
-    for name in (n for a in arguments if a.startswith("+exp=") for n in a[5:].split(",")):
-        files = [place / "exp" / f"{name}.yaml" for place in (CONF, *config_dirs(arguments))]
-        task = "cifar10"
-        for file in filter(Path.is_file, files):
-            try:
-                content = yaml.safe_load(file.read_text()) or {}
-                defaults = [d for d in content.get("defaults", ()) if isinstance(d, dict)]
-            except (yaml.YAMLError, AttributeError, TypeError):
-                continue  # Hydra will say what is wrong with it
-            task = next((d["override /task"] for d in defaults if "override /task" in d), task)
-        tasks.add(str(task))
-    return tasks or {"cifar10"}
+def chosen(arguments: Sequence[str]) -> list[list[str]]:
+    """The experiments and tasks of a command: a list of words for each point of a sweep of them."""
+    tasks = [a for a in arguments if a.startswith("task=")][-1:]
+    exps = [a for a in arguments if a.startswith("+exp=")][-1:]
+    each = [[f"{a.partition('=')[0]}={name}" for name in a.partition("=")[2].split(",")]
+            for a in (*exps, *tasks)]  # fmt: skip
+    return [list(words) for words in itertools.product(*each)]
 
 
-def refuse_unread(cfg: DictConfig, arguments: list[str], known: list[str]) -> None:
-    """Refuses an added key that nothing reads, and one for a part that this task does not read."""
-    from omegaconf import OmegaConf
+def scale_of(words: Sequence[str], folders: Sequence[Path]) -> str | None:
+    """cifar10, imagenet or smoke, for a run of such a task; None if its experiment says a scale."""
+    from hydra.errors import HydraException
 
     from dcasgd_repro.run.identity import task_name
+    from dcasgd_repro.run.plan import plain_config
 
-    added = [a.lstrip("+") for a in arguments if a.startswith("+") and not a.startswith("+exp=")]
-    for key, _, value in (a.partition("=") for a in added):
-        if key.split(".")[0] not in groups() and key not in known:
-            raise BadInput(key, value, "no such key, and none can be added here")
-    task = OmegaConf.to_yaml(cfg.task, resolve=False)
-    name = task_name({"task": OmegaConf.to_container(cfg.task, resolve=False)})
-    for argument in arguments:
-        key, _, value = argument.lstrip("+~").partition("=")
-        part = key.split(".")[0]
-        if (
-            part in ("model", "augment", "data", "test_images", "validation")
-            and f"${{{part}" not in task
-        ):
-            raise BadInput(key, value, f"task {name} reads no {part}; leave it out")
+    for scale in ([], ["scale=smoke"]) if words else ():
+        try:
+            config = plain_config(composed([*scale, *words], folders), resolve=False)
+            name, network = task_name(config), config["task"].get("model") or {}
+        except (HydraException, ValueError, TypeError, KeyError, AttributeError):
+            continue  # no scale is chosen, or what Hydra will refuse again
+        if not scale:
+            return None
+        whole = name == "imagefolder" and network.get("classes") == 1000
+        return "cifar10" if name == "cifar10" else "imagenet" if whole else "smoke"
+    return "cifar10"

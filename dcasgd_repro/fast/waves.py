@@ -119,8 +119,8 @@ class Flight:
 
 def batched(task: Any, vectors: Sequence[Tensor], batches: Sequence[Any]) -> Gradients:
     """K losses and gradients at once: ``vmap`` of the task's loss over [K, P] and K batches."""
-    if len(vectors) == 1:
-        return [task.gradient(vectors[0], batches[0])]
+    if len(vectors) == 1 or getattr(task, "draws", False):
+        return [task.gradient(w, batch) for w, batch in zip(vectors, batches, strict=True)]
     g, loss = vmap(grad_and_value(task.loss))(torch.stack(list(vectors)), stacked(batches))
     return list(zip(loss.unbind(), g.unbind(), strict=True))
 

@@ -44,9 +44,15 @@ class Direction(NamedTuple):
 class Rule(ABC):
     """An update rule. ``state`` is whatever ``init`` returned; only the rule looks inside it."""
 
-    name: ClassVar[str]  # as tables and the command line call it
+    name: ClassVar[str]  # as tables and the command line call it; the class's name unless given
+    label: ClassVar[str] = ""  # in legends and tables of results; without one, the name
     for_rounds: ClassVar[bool] = False  # made for a barrier schedule; another thing without one
     elementwise: ClassVar[bool] = True  # False: an entry of the step depends on other entries
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if not isinstance(vars(cls).get("name"), str):
+            cls.name = cls.__name__
 
     @abstractmethod
     def init(self, w: Tensor, workers: int) -> Any:

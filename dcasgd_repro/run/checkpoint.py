@@ -22,6 +22,7 @@ from dcasgd_repro.simulate import Server
 
 MAGIC, FORMAT = b"dcasgd-checkpoint", 1
 NEWEST, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
+HELD = (torch.Tensor, bool, int, float, complex, str, type(None))  # in a rule's state
 SERVER = ("w", "t", "pushes", "w_bak", "sent", "sent_at", "batches")
 
 
@@ -102,13 +103,57 @@ def unpack(server: Server, content: Mapping[str, Any]) -> None:
 
 
 def plain(state: Any) -> Any:
-    """A rule's state without its classes: named tuples become tuples."""
-    return tuple(plain(part) for part in state) if isinstance(state, tuple) else state
+    """A rule's state without its classes: named tuples become tuples.
+
+    Raises BadInput for what would not be read back: an object of another type anywhere in it, and
+    a named tuple in a list or dict, which has no place of its own to be known by.
+    """
+    if isinstance(state, tuple):
+        return tuple(plain(part) for part in state)
+    inside = state if type(state) is list else state.values() if type(state) is dict else ()
+    if any(isinstance(part, tuple) and hasattr(part, "_fields") for part in inside):
+        raise _unheld(f"a named tuple in a {type(state).__name__}")
+    if type(state) is list:
+        return [plain(part) for part in state]
+    if type(state) is dict:
+        return {plain(key): plain(part) for key, part in state.items()}
+    if type(state) not in HELD:
+        raise _unheld(f"a {type(state).__module__}.{type(state).__qualname__}")
+    return state
+
+
+def kinds(state: Any) -> Any:
+    """A state with each leaf replaced by None: the classes that ``shaped`` asks for."""
+    if not isinstance(state, tuple):
+        return None
+    parts = map(kinds, state)
+    return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
+
+
+def check_held(state: Any, like: Any) -> None:
+    """Refuses a rule's state that a checkpoint would not give back, classes included.
+
+    ``like``: the ``kinds`` of the rule's fresh state. Raises BadInput.
+    """
+    if _classes(shaped(like, plain(state))) != _classes(state):
+        raise _unheld("a named tuple where its first state has none, or another one")
+
+
+def _classes(state: Any) -> Any:
+    inside = state.values() if isinstance(state, dict) else state
+    if not isinstance(state, tuple | list | dict):
+        return None
+    return type(state), [_classes(part) for part in inside]
+
+
+def _unheld(what: str) -> BadInput:
+    remedy = "make it of tensors, numbers, strings and None, in tuples, lists and dicts"
+    return BadInput("rule", f"a state with {what}", f"no checkpoint can hold it; {remedy}")
 
 
 def shaped(like: Any, state: Any) -> Any:
     """``state`` with the classes of ``like``, the rule's own fresh state."""
-    if not isinstance(like, tuple):
+    if not (isinstance(like, tuple) and isinstance(state, tuple) and len(like) == len(state)):
         return state
     parts = [shaped(a, b) for a, b in zip(like, state, strict=True)]
     return type(like)(*parts) if hasattr(like, "_fields") else tuple(parts)

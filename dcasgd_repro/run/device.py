@@ -5,13 +5,16 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import re
 import time
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 
 from dcasgd_repro.errors import BadInput, check_choice, check_whole
-from dcasgd_repro.models import ResNet
+from dcasgd_repro.models import ResNet, laid_out
 
 
 def set_device(
@@ -44,6 +47,23 @@ def set_device(
     return chosen
 
 
+DRIVER = Path("/proc/driver/nvidia/version")
+
+
+def cuda_of(device: torch.device) -> dict[str, Any]:
+    """What bits on a CUDA device depend on beside torch; nothing elsewhere. None: not known."""
+    if device.type != "cuda":
+        return {}
+    told = DRIVER.read_text() if DRIVER.exists() else ""
+    driver = re.search(r"Kernel Module.*?(\d+\.\d[\d.]*)", told)
+    return {
+        "driver": driver.group(1) if driver else None,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "capability": ".".join(map(str, torch.cuda.get_device_capability(device))),
+    }
+
+
 def keep_freed_memory() -> bool:
     """Has glibc keep what is freed for the next step; whether it could be told.
 
@@ -74,7 +94,8 @@ def _mallopt(option: int, value: int) -> bool:
 def seconds_per_gradient(device: torch.device, repeats: int = 2) -> float:
     """Measured seconds of one ResNet-20 gradient on 128 images, the paper's unit of work."""
     model = ResNet(depth=20, width=16).build().to(device)
-    images = torch.zeros(128, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
+    pixels = torch.zeros(128, 3, 32, 32, device=device)
+    images = laid_out(pixels.to(memory_format=torch.channels_last))
     labels = torch.zeros(128, dtype=torch.long, device=device)
     start = 0.0
     for repeat in range(repeats + 1):

@@ -18,21 +18,26 @@ from tqdm import tqdm
 
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.fast.fused import fuse
+from dcasgd_repro.fast.graphs import check_device
+from dcasgd_repro.rules import Arrival, Rule
 from dcasgd_repro.run import checkpoint, taylor, write
 from dcasgd_repro.run.device import set_device
 from dcasgd_repro.run.faults import Stop, machine_faults
-from dcasgd_repro.run.identity import differences, evaluated_on, flat, task_name
+from dcasgd_repro.run.fingerprint import fingerprint
+from dcasgd_repro.run.identity import differences, evaluated_on, flat, precision, task_name
 from dcasgd_repro.run.plan import Plan
 from dcasgd_repro.run.probe import Probe, probe_of
 from dcasgd_repro.run.read import (
     DIVERGED,
     ENDED,
     FAILED,
+    FINGERPRINT,
     FINISHED,
     INTERRUPTED,
     STOPPED,
     status_of,
     summary_of,
+    threads_per_gradient,
 )
 from dcasgd_repro.schedule import PUSH, Schedule
 from dcasgd_repro.simulate import Server, Step, norm, simulate
@@ -57,6 +62,7 @@ def run(
     run; Failure where the machine gives out.
     """
     device = set_device(plan.device, plan.threads, plan.deterministic)
+    check_device(precision(plan.config), device.type)
     path = plan.directory(time.strftime("%Y%m%d-%H%M%S"))
     with machine_faults(path):
         log = plan.log()
@@ -66,7 +72,10 @@ def run(
             task = plan.task.on(device)
         except BadInput as error:
             raise plan.named("task.data", error) from None
-        server = Server(plan.rule, task.initial(plan.initial_seed), plan.workers, plan.backup)
+        check_sizes(plan, task)
+        w = task.initial(plan.initial_seed)
+        check_state(plan.rule, w)
+        server = Server(plan.rule, w, plan.workers, plan.backup)
         if plan.fused:
             fuse(server)
         experiment = Experiment(plan, path, log, task, server, probe_of(plan, task, server), until)
@@ -84,9 +93,33 @@ def run(
                 say(f"stopping  after {place}, to go on later")
             process = {"argv": list(argv), "engine": plan.config["engine"]["_target_"]}
             process |= write.environment(device)
-            write.note_origin(plan.config, path, log, process, experiment.identity, server.pushes)
+            process["threads_per_gradient"] = threads_per_gradient(process)
+            made = plan.config, path, log, process, experiment.identity, server.pushes
+            if moved := write.note_origin(*made):
+                say(f"note      goes on elsewhere, where float32 sums may differ: {moved}")
             experiment.drive()
     return path
+
+
+def check_state(rule: Rule, w: torch.Tensor) -> None:
+    """Refuses a rule whose state, before or after an arrival, no checkpoint can hold: BadInput."""
+    first = rule.init(w, 1)
+    checkpoint.check_held(first, checkpoint.kinds(first))
+    made = rule.direction(Arrival(w, w, w, 0, 0, 0.1), first)
+    checkpoint.check_held(made.state, checkpoint.kinds(first))
+
+
+def check_sizes(plan: Plan, task: Any) -> None:
+    """Refuses data of another size than the run's length says, which a data set tells when loaded.
+
+    Raises BadInput.
+    """
+    images = getattr(task, "images", None)
+    message = (("images", "size", "images"), ("batch", "batch_size", "images a batch"))
+    for key, name, what in message:
+        ours, theirs = getattr(plan.length, key), getattr(images, name, None)
+        if theirs is not None and theirs != ours:
+            raise BadInput(key, ours, f"the data has {theirs:,} {what}; give {key}={theirs}")
 
 
 def ended(plan: Plan, path: Path, log: Schedule, say: Callable[[str], None]) -> bool:
@@ -124,6 +157,9 @@ class Experiment:
     until: int | None = None  # the push to be interrupted after; None: none
     progress: write.Progress = field(default_factory=write.Progress)
 
+    def __post_init__(self) -> None:
+        self.kinds = checkpoint.kinds(self.server.state)
+
     @cached_property
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must share with the run that goes on from it, beside its config."""
@@ -140,12 +176,14 @@ class Experiment:
             if (found := saved.get(name)) != value:
                 raise BadInput("run_dir", self.path, f"was made with another {name}: {found}")
         checkpoint.unpack(self.server, saved["server"])
-        self.progress = write.Progress.unpacked(saved["progress"])
+        self.progress = write.Progress.unpacked(saved["progress"], device)
         self.probe.unpack(saved.get("probe", {}))
 
     def drive(self) -> None:
         """Runs to the end, a divergence or a signal; leaves a checkpoint and a summary."""
         (self.path / "summary.json").unlink(missing_ok=True)
+        if not self.server.pushes:  # what is there is of a run that was lost
+            (self.path / FINGERPRINT).unlink(missing_ok=True)
         probe, on = self.probe, evaluated_on(self.plan.config)
         probed = (probe.rows, taylor.COLUMNS) if probe.every or probe.rows else None
         logs = write.Logs(self.path, hparams(self.plan), self.progress, on, probed)
@@ -153,6 +191,9 @@ class Experiment:
         try:
             outcome = self._loop(logs)
             self._keep(logs)
+            if outcome["status"] in (*ENDED, STOPPED) and not (self.path / FINGERPRINT).exists():
+                made = fingerprint(self.plan, self.log, self.task)
+                write.write_fingerprint(self.path, made)
         finally:
             logs.close(outcome["status"] == FINISHED)
             write.write_json(self.path / "summary.json", self._summary(outcome))
@@ -250,6 +291,7 @@ class Experiment:
         """Writes a checkpoint; the rows it counts on are on the disk before it."""
         began = time.perf_counter()
         logs.sync()
+        checkpoint.check_held(self.server.state, self.kinds)
         content = {
             "config": flat(self.plan.config),
             "server": checkpoint.pack(self.server),
@@ -262,6 +304,7 @@ class Experiment:
 
     def _summary(self, outcome: dict[str, Any]) -> dict[str, Any]:
         plan, server = self.plan, self.server
+        label = vars(type(server.rule)).get("label")  # a subclass is another rule
         return {
             **outcome,
             "evaluated_on": evaluated_on(plan.config),
@@ -269,6 +312,7 @@ class Experiment:
             "scale": plan.scale,
             "task": task_name(plan.config),
             "rule": server.rule.name,
+            **({"rule_label": label} if label else {}),
             "workers": plan.workers,
             "seed": plan.config["seed"],
             "pushes": server.pushes,

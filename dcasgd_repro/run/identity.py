@@ -16,8 +16,9 @@ from typing import Any
 LEFT_OUT: tuple[str, ...] = ("run_dir", "exp", "scale", "resume", "checkpoint", "stop_epoch")
 LEFT_OUT += ("probe", "data.root", "task.data.root", "task.data.processes")
 # With what a run is computed: studies count it as the same run, and its provenance says with what.
-# A stopped run keeps them.
-MEANS = ("engine", "threads", "device", "deterministic", "fused", "log_every")
+# A stopped run keeps them. The engine's precision is no means, unless it is the full one.
+MEANS = ("engine", "sources.engine", "threads", "device", "deterministic", "fused", "log_every")
+FULL = "float32"
 # In what runs of one configuration differ; parts have the seed under the same name.
 SEEDS = ("seed", "seeds")
 # Keys that are younger than some runs: null, they leave the hash of such a run what it was.
@@ -35,6 +36,18 @@ def flat(config: Mapping[str, Any], without: Sequence[str] = LEFT_OUT) -> dict[s
         return {leaf: value for key, child in kept for leaf, value in walk(child, key).items()}
 
     return walk(config, "")
+
+
+def precision(config: Mapping[str, Any]) -> str:
+    """What the gradients are computed in: "float32", the task's own, unless the engine says."""
+    return str((config.get("engine") or {}).get("precision") or FULL)
+
+
+def numbers(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The flat config, less what its numbers do not depend on. Full precision leaves no key."""
+    content = flat(config, without=(*LEFT_OUT, *MEANS))
+    used = precision(config)
+    return content if used == FULL else {**content, "engine.precision": used}
 
 
 def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
@@ -56,7 +69,7 @@ def identity(config: Mapping[str, Any]) -> str:
     A key that is null counts as absent, so that a new key leaves the runs there are what they were.
     A schedule's file counts by its content, and a folder of images by its place.
     """
-    content = flat(config, without=(*LEFT_OUT, *MEANS))
+    content = numbers(config)
     given = {key: _plain(value) for key, value in content.items() if value is not None}
     log = Path(str(content.get("schedule.path")))
     if log.is_file():

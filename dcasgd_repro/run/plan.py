@@ -20,8 +20,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dcasgd_repro.errors import BadInput, check_choice, check_number, check_whole
+from dcasgd_repro.run.compose import LINKS
 from dcasgd_repro.run.identity import config_hash, flat, task_name
 from dcasgd_repro.run.read import ENDED, status_of
+from dcasgd_repro.run.sources import sources
 from dcasgd_repro.schedule import Schedule
 
 MAX_PUSHES = 100_000_000  # a log of them takes about 13 GB
@@ -31,27 +33,6 @@ MAX_SEED = 2**63 - 1  # torch's
 PROBES = {"probe_every": "probe.every", "batch_error_every": "probe.batch_error_every"}
 LEAVES = ("rule", "schedule", "task", "lr", "engine")  # what conf/ builds an object from
 PARTS = (*LEAVES, "model", "data", "seeds", "checkpoint")
-
-# Keys inside groups that conf/ fills in from a key outside: the one on the right is the user's.
-LINKS = {
-    "rule.batch": "batch",
-    "lr.workers": "workers",
-    "lr.epochs": "epochs",
-    "schedule.workers": "workers",
-    "schedule.seed": "seeds.schedule",
-    "task.seed": "seeds.data",
-    "task.model.depth": "model.depth",
-    "task.model.width": "model.width",
-    "task.model.norm": "model.norm",
-    "task.data.root": "data.root",
-    "task.data.workers": "workers",
-    "task.data.batch": "batch",
-    "task.data.seed": "seeds.data",
-    "task.data.augment": "augment",
-    "task.data.train_images": "images",
-    "task.data.test_images": "test_images",
-    "task.data.validation": "validation",
-}
 
 
 @dataclass(frozen=True)
@@ -163,12 +144,16 @@ class Plan:
             if (every := getattr(self, key)) is not None:
                 check_whole(PROBES[key], every)
         _ = self.stop  # which checks stop_epoch
-        if not isinstance(getattr(self.rule, "name", None), str):
-            remedy = "its class has no name; give it one, as name = 'mine'"
+        from dcasgd_repro.rules import Rule  # torch, which the objects of a plan have loaded
+        from dcasgd_repro.run.check import check_contract
+
+        if not isinstance(self.rule, Rule):
+            remedy = "is no rule; derive its class from dcasgd_repro.rules.Rule"
             raise BadInput("rule", type(self.rule).__name__, remedy)
+        check_contract(self.rule, self.workers)
         self._agree()
         if not self.config:
-            object.__setattr__(self, "config", _spelled_out(self))
+            object.__setattr__(self, "config", with_sources(_spelled_out(self)))
 
     def _agree(self) -> None:
         """Refuses parts that were made for another number of workers, batch or images."""
@@ -290,6 +275,9 @@ def spelled(leaf: Any) -> Any:
     if is_dataclass(leaf) and not isinstance(leaf, type):
         parts = {f.name: spelled(getattr(leaf, f.name)) for f in fields(leaf)}
         return {"_target_": _place(type(leaf)), **parts}
+    if isinstance(leaf, partial):
+        given = {key: spelled(value) for key, value in leaf.keywords.items()}
+        return {"_target_": _place(leaf.func), "_args_": spelled(leaf.args), **given}
     if isinstance(leaf, Sequence) and not isinstance(leaf, str):
         return [spelled(part) for part in leaf]
     if leaf is None or isinstance(leaf, bool | int | float | str):
@@ -316,7 +304,10 @@ def length_of(cfg: DictConfig) -> Length:
     for key, value in cfg.seeds.items():
         check_whole(f"seeds.{key}", value, 0, MAX_SEED)
     check_number("eval_every", cfg.eval_every, 1e-6, 1e12)
+    network = OmegaConf.select(cfg, "task.model._target_")
     for inside, source in LINKS.items():
+        if inside.startswith("task.model.") and network != "dcasgd_repro.models.ResNet":
+            continue  # another network's keys are its own
         value, meant = OmegaConf.select(cfg, inside), OmegaConf.select(cfg, source)
         if inside in present and value != meant:
             raise BadInput(inside, value, f"set {source}={value} instead, which all parts read")
@@ -352,9 +343,22 @@ def check_complete(cfg: DictConfig) -> None:
 
 
 def plain_config(cfg: DictConfig, resolve: bool = True) -> dict[str, Any]:
-    """What a config says, in plain containers; without ``resolve`` with its interpolations."""
+    """What a config says, in plain containers; without ``resolve`` with its interpolations.
+
+    Resolved, it has ``sources`` too, see ``with_sources``.
+    """
     content = OmegaConf.to_container(cfg, resolve=resolve)
-    return {str(key): value for key, value in content.items()} if isinstance(content, dict) else {}
+    config = (
+        {str(key): value for key, value in content.items()} if isinstance(content, dict) else {}
+    )
+    return with_sources(config) if resolve else config
+
+
+def with_sources(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What is said, and the hashes of the files of parts of one's own, as they are now."""
+    rest = {key: value for key, value in config.items() if key != "sources"}
+    own = sources(rest)
+    return {**rest, "sources": own} if own else rest
 
 
 def build(cfg: DictConfig, group: str) -> Any:

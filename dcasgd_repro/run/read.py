@@ -17,13 +17,17 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from dcasgd_repro import schedule
 from dcasgd_repro.errors import BadInput
-from dcasgd_repro.run.identity import LEFT_OUT, MEANS, SEEDS, flat
+from dcasgd_repro.run.identity import SEEDS, numbers, precision
+from dcasgd_repro.schedule import Schedule
+from dcasgd_repro.schedule.log import first
 
 FINISHED, DIVERGED, INTERRUPTED, FAILED = "finished", "diverged", "interrupted", "failed"
 STOPPED = "stopped"  # at stop_epoch, to go on later
 ENDED = (FINISHED, DIVERGED)  # has no push more to make
 KEPT = ("config.yaml", "provenance.json", "metrics.csv", "summary.json")
+FINGERPRINT = "fingerprint.json"  # kept too, where a run has one
 VERIFIED = 200  # pushes whose rows are kept whole, so that a committed run can be verified
 
 
@@ -89,6 +93,50 @@ def provenance_of(path: Path) -> dict[str, Any]:
     return dict(content)
 
 
+# What the bits of a float32 run depend on beside its configuration, as a provenance names it.
+PLACE = ("torch", "device", "device_name", "cpu_capability", "threads_per_gradient")
+
+
+def elsewhere(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """In what two origins differ, as far as bits may depend on it; "" where in nothing known."""
+    pairs = [(key, _placed(was, key), _placed(now, key)) for key in PLACE]
+    return ", ".join(
+        f"{key} was {a}, is {b}" for key, a, b in pairs if a != b and None not in (a, b)
+    )
+
+
+def origins(provenance: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Where a run was begun, and every place where it went on, as far as is known."""
+    return [o for o in (provenance, *provenance.get("resumed", [])) if "versions" in o]
+
+
+def _placed(origin: Mapping[str, Any], key: str) -> Any:
+    if key == "torch":
+        return origin["versions"]["torch"]
+    if key == "threads_per_gradient":
+        return threads_per_gradient(origin)
+    return origin.get(key)
+
+
+def threads_per_gradient(origin: Mapping[str, Any]) -> int | None:
+    """CPU threads that compute one gradient: engine=threads gives each gradient one."""
+    side_by_side = str(origin.get("engine")).endswith(".Threads")
+    return 1 if side_by_side and origin.get("device") == "cpu" else origin.get("threads")
+
+
+def fingerprint_of(path: Path) -> dict[str, Any] | None:
+    """The run's fingerprint.json; None where it has none. Raises BadInput."""
+    try:
+        content = json.loads((path / FINGERPRINT).read_text())
+        if "missing" not in content:
+            _ = content["schedule_sha256"], content["batches_sha256"], len(content["steps"][0])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise BadInput("run", path, f"no readable {FINGERPRINT} there ({error})") from None
+    return dict(content)
+
+
 def rows_of(path: Path, text: bool = False) -> pd.DataFrame:
     """Its metrics.csv, every cell as it is written with ``text``. Raises BadInput."""
     try:
@@ -98,6 +146,34 @@ def rows_of(path: Path, text: bool = False) -> pd.DataFrame:
     if not {"push", "epoch", "simulated_s", "test_error", "test_loss"} <= set(table.columns):
         raise BadInput("run", path, "its metrics.csv is not one of this program's")
     return table
+
+
+def log_of(path: Path, sha256: str | None) -> Schedule | None:
+    """Its message log: its file, or made anew by its config where only that was kept.
+
+    Only parts of ``dcasgd_repro.schedule`` are made, and the log must have that hash. None where
+    there is no such log.
+    """
+    with contextlib.suppress(BadInput, OSError, TypeError, ValueError, KeyError):
+        if (path / "schedule.csv.gz").exists():
+            log = Schedule.load(path / "schedule.csv.gz")
+        else:
+            config = config_of(path)
+            pushes = math.ceil(config["epochs"] * config["images"] / config["batch"] - 1e-9)
+            log = _made(config["schedule"]).messages(max(1, pushes))
+        return log if log.sha256() == sha256 else None
+    return None
+
+
+def _made(node: Any) -> Any:
+    """A schedule, or a part of one, as a config describes it."""
+    if not isinstance(node, dict):
+        return node
+    module, _, name = str(node["_target_"]).rpartition(".")
+    if module != schedule.__name__ or name not in schedule.__all__:
+        raise ValueError(f"{node['_target_']} is no schedule of this package")
+    parts = {key: _made(value) for key, value in node.items() if key != "_target_"}
+    return getattr(schedule, name)(**parts)
 
 
 @dataclass(frozen=True)
@@ -161,14 +237,25 @@ class Run:
         return str(self.summary["task"]) + (f", scale={scale}" if scale else "")
 
     @cached_property
+    def precision(self) -> str:
+        """What its gradients were computed in."""
+        return precision(config_of(self.path))
+
+    @cached_property
     def config(self) -> dict[str, Any]:
         """The config, flat, less what may differ between runs of one configuration."""
-        content = flat(config_of(self.path), without=(*LEFT_OUT, *MEANS))
+        content = numbers(config_of(self.path))
         return {k: v for k, v in content.items() if not set(SEEDS) & set(k.split("."))}
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
         return provenance_of(self.path)
+
+    @cached_property
+    def log(self) -> Schedule | None:
+        """The message log that it replayed, as far as it came; None where it is not there."""
+        log, pushes = log_of(self.path, self.summary.get("schedule_sha256")), self.summary["pushes"]
+        return log if log is None or pushes >= log.pushes else first(pushes, log)
 
     @cached_property
     def probes(self) -> pd.DataFrame | None:

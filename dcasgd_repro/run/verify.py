@@ -1,34 +1,102 @@
-"""Makes the first pushes of a kept run again, and compares what was logged of them."""
+"""Makes the first pushes of a kept run again, and compares what was kept of them.
+
+Its fingerprint must agree anywhere. Its float32 rows must be equal to the last digit where the
+processor, torch and the threads of a gradient are the run's own; elsewhere they may differ.
+"""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
+import torch
 from omegaconf import OmegaConf
 
 from dcasgd_repro.errors import BadInput
-from dcasgd_repro.run import experiment, write
+from dcasgd_repro.run import experiment, fingerprint, write
 from dcasgd_repro.run.device import set_device
 from dcasgd_repro.run.plan import Plan, plan_of
-from dcasgd_repro.run.read import VERIFIED, config_of, provenance_of, rows_of, summary_of
+from dcasgd_repro.run.read import (
+    FINGERPRINT,
+    VERIFIED,
+    config_of,
+    elsewhere,
+    fingerprint_of,
+    provenance_of,
+    rows_of,
+    summary_of,
+)
 
 COMPARED: tuple[str, ...] = ("push", "update", "simulated_s", "lr", "train_loss")
 COMPARED += ("delay_mean", "delay_max", "dc_ratio", "gap_norm")
-HERE = ("torch", "device", "device_name", "threads")  # what bits may depend on
 
 
 def verify(path: Path) -> tuple[str, bool]:
-    """What a fresh run of the first 200 pushes gives, in words, and whether the rows are equal.
+    """What the run's first pushes give here, in words, and whether they are the run's.
 
-    Equal means every digit that metrics.csv has. Where they are not, the words name the first push
-    that differs, by how much, and what is different here: another torch, device or number of
-    threads sums in another order. Raises BadInput where there is no kept run with such rows.
+    Where the fingerprint agrees and the float32 rows do not, the run is verified if this is not its
+    own processor, torch or number of threads; the words say which differ, and by how much. Raises
+    BadInput where there is no kept run, or one that cannot be compared here.
     """
-    plan, theirs = _kept(path)
+    plan, kept = _plan(path), fingerprint_of(path)
+    rows = _again(path, plan, _early(path))
+    # A run older than this entry of its provenance was made again where its fingerprint was.
+    made = {"cpu_capability": (kept or {}).get("cpu_capability"), **provenance_of(path)}
+    other = elsewhere(made, rows.origin)
+    if kept is None:
+        if other and rows.message:
+            remedy = f"it has no {FINGERPRINT}, and its float32 rows belong to where they "
+            raise BadInput("run", path, f"{remedy}were made ({other}); {rows.message}")
+        return f"{path}: no fingerprint; {rows.words(other)}", not rows.message
+    here = _fingerprint(plan)
+    if lacks := kept.get("missing"):
+        return f"{path}: no fingerprint ({lacks}); {rows.words(other)}", not rows.message
+    if message := fingerprint.disagreement(kept, here):
+        return f"{path}: this is another run. In float64 {message}; {rows.words(other)}", False
+    count = f"{len(kept['steps'])} pushes in float64 equal within {fingerprint.TOLERANCE:g}"
+    return f"{path}: {count}; {rows.words(other)}", not rows.message or bool(other)
+
+
+def mark(path: Path) -> str:
+    """Gives a kept run, made before there were fingerprints, its own; returns what to print.
+
+    Only where its first row is made again here digit for digit: else the fingerprint would be
+    that of another run. Raises BadInput.
+    """
+    plan, early = _plan(path), _early(path).head(1)
+    if fingerprint_of(path) is not None:
+        return f"{path}: has a fingerprint"
+    rows = _again(path, plan, early)
+    if rows.message:
+        other = elsewhere(provenance_of(path), rows.origin)
+        remedy = "gets no fingerprint, as this machine does not make its first row again"
+        raise BadInput("run", path, f"{remedy}: {rows.words(other)}")
+    made = {"cpu_capability": rows.origin["cpu_capability"], **_fingerprint(plan)}
+    write.write_fingerprint(path, made)
+    lacks = made.get("missing")
+    return f"{path}: " + (f"can have no fingerprint: {lacks}" if lacks else "fingerprint written")
+
+
+class Rows(NamedTuple):
+    """Rows of a kept run, made again."""
+
+    what: str  # how many
+    message: str  # in what they differ; "": equal, digit for digit
+    origin: Mapping[str, Any]  # where they were made again
+
+    def words(self, other: str) -> str:
+        """For a reader; ``other`` says in what this is not the run's own place."""
+        if not self.message:
+            return f"{self.what}: all equal, digit for digit"
+        place = f"as may be elsewhere: {other}" if other else "though this is the run's own place"
+        return f"{self.what}: {self.message}, {place}"
+
+
+def _again(path: Path, plan: Plan, theirs: pd.DataFrame) -> Rows:
     last = int(theirs["push"].iloc[-1])
     with tempfile.TemporaryDirectory() as folder:
         again = replace(plan, run_dir=folder, checkpoint_s=1e9)
@@ -36,39 +104,41 @@ def verify(path: Path) -> tuple[str, bool]:
         summary = summary_of(Path(folder))
         if summary.get("stopped_by", "until") != "until":
             raise KeyboardInterrupt
-        ours = rows_of(Path(folder), text=True)
-        here = write.environment(set_device(plan.device, plan.threads, plan.deterministic))
+        ours, origin = rows_of(Path(folder), text=True), provenance_of(Path(folder))
     theirs, ours = theirs[list(COMPARED)], ours[list(COMPARED)].head(len(theirs))
-    where = f"{path}: {last} pushes, {len(theirs)} rows of {len(COMPARED)} numbers"
+    what = f"{last} pushes in float32, {len(theirs)} rows of {len(COMPARED)} numbers"
     if theirs.reset_index(drop=True).equals(ours.reset_index(drop=True)):
-        return f"{where}: all equal, digit for digit", True
+        return Rows(what, "", origin)
     if len(ours) < len(theirs):
-        return f"{where}: this one {summary['status']} after push {summary['pushes']}", False
+        return Rows(what, f"this one {summary['status']} after push {summary['pushes']}", origin)
     differs = next(k for k in range(len(theirs)) if not theirs.iloc[k].equals(ours.iloc[k]))
     was, now = theirs.iloc[differs], ours.iloc[differs]
     keys = [key for key in COMPARED if was[key] != now[key]]
     difference = max(abs(float(was[k]) - float(now[k])) / (abs(float(was[k])) or 1.0) for k in keys)
-    lines = [
-        f"{where}: they differ from push {was['push']} on",
-        f"there by at most {difference:.1e} of the value, in {', '.join(keys)}",
-        elsewhere(path, here) or "versions, device and threads are the run's own",
-    ]
-    return "; ".join(lines), False
+    message = (
+        f"they differ from push {was['push']} on, there by at most {difference:.1e} of the value"
+    )
+    return Rows(what, f"{message}, in {', '.join(keys)}", origin)
 
 
-def elsewhere(path: Path, here: dict[str, Any]) -> str:
-    """In what this machine differs from the run's, as far as bits may depend on it."""
-    was, now = ({**o, "torch": o["versions"]["torch"]} for o in (provenance_of(path), here))
-    return ", ".join(f"{k} was {was[k]}, is {now[k]}" for k in HERE if was[k] != now[k])
+def _fingerprint(plan: Plan) -> dict[str, Any]:
+    device = set_device(plan.device, plan.threads, plan.deterministic)
+    return fingerprint.fingerprint(plan, plan.log(), plan.task.on(device))
 
 
-def _kept(path: Path) -> tuple[Plan, pd.DataFrame]:
-    """The run's plan, and its rows up to push 200 as text."""
-    config, rows = config_of(path), rows_of(path, text=True)
+def _plan(path: Path) -> Plan:
+    """The run's plan, with its own device and number of threads where they are to be had."""
+    config, origin = config_of(path), provenance_of(path)
     if "model" not in config:  # a key of conf/config.yaml that no Plan spells out
         raise BadInput("run", path, "it was made without a config, so it cannot be composed again")
-    provenance_of(path)  # refused here, not after the run
+    device = origin["device"] if origin["device"] == "cpu" or torch.cuda.is_available() else "auto"
+    return replace(plan_of(OmegaConf.create(config)), device=device, threads=origin["threads"])
+
+
+def _early(path: Path) -> pd.DataFrame:
+    """Its rows up to push 200, as text."""
+    rows = rows_of(path, text=True)
     early = rows[rows["push"].astype(int) <= VERIFIED]
     if early.empty:
         raise BadInput("run", path, f"its metrics.csv has no row up to push {VERIFIED}")
-    return plan_of(OmegaConf.create(config)), early
+    return early

@@ -6,6 +6,7 @@ schedule.csv.gz  the message log that was replayed
 metrics.csv      one row per logging interval, see COLUMNS
 probe.csv        one row per probed push, with probe.every only; see taylor.py
 checkpoint.pt    the whole state, see checkpoint.py; checkpoint.previous.pt the one before it
+fingerprint.json the first pushes in float64, see fingerprint.py
 summary.json     written last: a directory whose summary has the status "finished" is whole
 tensorboard/     the same curves, the delay histogram and hparams, in one run
 """
@@ -37,8 +38,18 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from dcasgd_repro.errors import BadInput
+from dcasgd_repro.run.device import cuda_of
 from dcasgd_repro.run.identity import differences, flat
-from dcasgd_repro.run.read import begun, checkpoints, config_of, last_errors, provenance_of
+from dcasgd_repro.run.read import (
+    FINGERPRINT,
+    begun,
+    checkpoints,
+    config_of,
+    elsewhere,
+    last_errors,
+    origins,
+    provenance_of,
+)
 from dcasgd_repro.schedule import Schedule
 from dcasgd_repro.simulate import Step
 
@@ -147,12 +158,13 @@ class Progress:
         return {**vars(self), "interval": interval}
 
     @classmethod
-    def unpacked(cls, content: Mapping[str, Any]) -> Progress:
+    def unpacked(cls, content: Mapping[str, Any], device: torch.device) -> Progress:
+        """The interval's scalars go back to the device, where the next Steps' will be."""
         interval = []
         for values in content["interval"]:
             step = Step(*values)
-            scalars = (step.loss, step.dc_ratio, step.gap_norm)
-            loss, dc_ratio, gap_norm = (torch.tensor(x, dtype=torch.float64) for x in scalars)
+            scalars = torch.tensor([step.loss, step.dc_ratio, step.gap_norm], dtype=torch.float64)
+            loss, dc_ratio, gap_norm = scalars.to(device).unbind()
             interval.append(step._replace(loss=loss, dc_ratio=dc_ratio, gap_norm=gap_norm))
         return cls(**{**content, "interval": interval})
 
@@ -315,29 +327,44 @@ def note_origin(
     process: Mapping[str, Any],
     identity: Mapping[str, Any],
     pushes: int,
-) -> None:
+) -> str:
     """Writes schedule, provenance and config; where the run goes on, adds to its provenance.
 
     ``process`` tells of this process, ``identity`` of schedule and data. The config comes last: a
-    directory that has one has the others.
+    directory that has one has the others. Returns in what this is another place than the one the
+    run was last at; "" where in nothing.
     """
+    moved = ""
     content = {**process, **identity, "seeds": config.get("seeds")}
+    if "sources" in config:
+        content["sources"] = config["sources"]
     if pushes:
         try:
             first = provenance_of(path)
+            moved = elsewhere(origins(first)[-1], process)
             first["resumed"] = [*first.get("resumed", []), {"after_push": pushes, **process}]
             content = first
-        except (BadInput, TypeError):
+        except (BadInput, TypeError, KeyError):
             content["resumed"] = [{"after_push": pushes, "note": "earlier provenance was lost"}]
     schedule.save(path / "schedule.csv.gz")
     write_json(path / "provenance.json", content)
     write_text(path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config))))
+    return moved
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes JSON whole or not at all; what is not finite becomes null."""
     text = json.dumps({k: _finite(v) for k, v in content.items()}, indent=2, allow_nan=False)
     write_text(path, text + "\n")
+
+
+def write_fingerprint(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a run's fingerprint.json, a line for each push."""
+    lines = {key: json.dumps(value) for key, value in content.items()}
+    if "steps" in content:
+        lines["steps"] = "[\n    " + ",\n    ".join(map(json.dumps, content["steps"])) + "\n  ]"
+    inside = ",\n".join(f'  "{key}": {line}' for key, line in lines.items())
+    write_text(path / FINGERPRINT, f"{{\n{inside}\n}}\n")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -366,12 +393,22 @@ def environment(device: torch.device) -> dict[str, Any]:
         "git_commit": commit,
         "git_dirty": None if commit is None else bool(changed),
         "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in packages},
+        "versions": {name: _version(name) for name in packages},
         "device": device.type,
         "device_name": gpu or _processor(),
         "cores": os.cpu_count(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
+        **cuda_of(device),
     }
+
+
+def _version(package: str) -> str | None:
+    """None where the package is not installed: ours can be run from its folder."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _processor() -> str:

@@ -43,10 +43,20 @@ class Message(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """A message log as read-only columns of equal length n; compare two by ``sha256()``.
+    """The server's message log: n lines "pull m" or "push m" with their clock (Algorithm 2).
 
-    clock: float64[n], simulated seconds; kind: uint8[n], PULL or PUSH; worker: int32[n], numbers
-    below ``workers``. ``schedule[a:b]`` is a Schedule of messages a..b-1 without a copy.
+    Made by ``Generated(...).messages(pushes)`` or read by ``load``. Iterating gives Messages:
+
+    >>> from dcasgd_repro import Constant, Generated
+    >>> log = Generated(workers=2, seed=0, compute=Constant(1.0)).messages(pushes=2)
+    >>> [(m.clock, m.kind, m.worker) for m in log]
+    [(0.0, 'pull', 0), (0.0, 'pull', 1), (1.0, 'push', 0), (1.0, 'pull', 0), (1.0, 'push', 1)]
+    >>> log.delays().tolist()
+    [0, 1]
+
+    Held as read-only columns. clock: float64[n], simulated seconds; kind: uint8[n], PULL or PUSH;
+    worker: int32[n], numbers below ``workers``. ``log[a:b]`` is that part, without
+    a copy. Compare two by ``sha256()``. Raises BadInput where the columns' lengths differ.
     """
 
     clock: NDArray[np.float64]
@@ -89,7 +99,7 @@ class Schedule:
 
     @property
     def in_rounds(self) -> bool:
-        """Whether all M pull, then all M push, over and over: a barrier. True for one worker."""
+        """True if all M pull, then all M push, over and over: a barrier, or a single worker."""
         rounds = np.arange(len(self)) % (2 * self.workers) >= self.workers
         return bool(np.array_equal(self.kind == PUSH, rounds))
 

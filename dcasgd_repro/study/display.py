@@ -43,7 +43,7 @@ class Lines(_Watched):
     """A line when a run begins and ends, and one of progress a minute, to stderr."""
 
     def __enter__(self) -> Lines:
-        self.told_s = time.monotonic()
+        self.shown_s = time.monotonic()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -57,8 +57,8 @@ class Lines(_Watched):
         say(f"{word:9} {job.name}: {outcome(job)}")
 
     def show(self, running: Sequence[Job]) -> None:
-        if time.monotonic() - self.told_s >= EVERY_S:
-            self.told_s = time.monotonic()
+        if time.monotonic() - self.shown_s >= EVERY_S:
+            self.shown_s = time.monotonic()
             say(self.title())
 
 

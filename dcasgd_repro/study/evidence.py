@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,11 +18,11 @@ from dcasgd_repro.errors import BadInput
 from dcasgd_repro.run.identity import differences
 from dcasgd_repro.run.read import Run
 from dcasgd_repro.study import probed
-from dcasgd_repro.study.grid import Claim, Study
+from dcasgd_repro.study.grid import Claim, Study, study
+from dcasgd_repro.study.looks import NO_RUN, Look, looks
 from dcasgd_repro.study.measures import MEASURES, Measure, chance, curve
-from dcasgd_repro.study.runs import evaluated_on, tabulate
+from dcasgd_repro.study.runs import differing, evaluated_on, has_errors, tabulate
 from dcasgd_repro.study.verdicts import (
-    ENOUGH,
     FAILS,
     HOLDS,
     LEVEL,
@@ -34,6 +36,7 @@ from dcasgd_repro.study.verdicts import (
 )
 
 ELSEWHERE = "at the paper's scale only"
+OF_WORKERS = ("workers", "schedule.workers", "task.data.workers", "lr.workers")  # M, in a config
 
 
 @dataclass(frozen=True)
@@ -45,11 +48,11 @@ class Found:
     difference: Difference | probed.Median  # higher - lower, in the measure's unit
     dc_ratio: float  # of ``lower``
     verdict: str
-    instead: str = ""  # shown in place of a difference, where the claim is about none
+    observed: str = ""  # in words, of a claim that is not about a difference
     p: float = math.nan  # of its test; nan where it has none
-    by_size: bool = False  # whether the verdict is that the correction is too small, whatever p is
+    by_size: bool = False  # the verdict is that the correction is too small; p did not decide it
     adjusted: float = math.nan  # Holm's, over the study's primary claims
-    lost: tuple[str, ...] = ()  # cells with runs that diverged, which count as chance
+    diverged: tuple[str, ...] = ()  # cells with runs that diverged, which count as chance
     change: Difference = NOTHING  # of the difference, against that of the claim on ``than``
     moved: bool = False  # the interval of ``change`` leaves out 0, over enough seeds, none lost
 
@@ -100,6 +103,62 @@ class Evidence:
         return [run for runs in self.runs.values() for run in runs]
 
     @cached_property
+    def has_errors(self) -> bool:
+        """Whether the runs have test errors; a task without classes has a loss alone."""
+        return has_errors(self.all_runs)
+
+    @property
+    def measure(self) -> Measure:
+        """What claims are about: the study's measure; the test loss, if runs have no errors."""
+        measure = MEASURES[self.study.measure]
+        return measure if self.has_errors or not measure.is_error else MEASURES["test_loss"]
+
+    @property
+    def closing(self) -> Measure:
+        """What tables and figures compare: the last-10 error; the test loss, if there is none."""
+        return MEASURES["last10" if self.has_errors else "test_loss"]
+
+    @property
+    def closing_words(self) -> str:
+        """``closing`` as an axis has it."""
+        last10 = f"{self.on} error, mean of the last ten evaluations (%)"
+        return last10 if self.has_errors else f"{self.on} loss, final"
+
+    @cached_property
+    def looks(self) -> dict[str, Look]:
+        """The look of each rule of its runs."""
+        return looks(self.all_runs)
+
+    def look(self, cell: str) -> Look:
+        """The look of a cell's rule."""
+        runs = self.runs.get(cell)
+        return self.looks[runs[0].kind] if runs else NO_RUN
+
+    @cached_property
+    def lines(self) -> dict[str, list[str]]:
+        """Cells of one configuration, but for the number of workers, under a name for a legend.
+
+        A key that each cell was tuned in may differ too.
+        """
+        free = (*OF_WORKERS, *self._tuned_key)
+        groups: dict[str, list[str]] = {}
+        configs = {c: _without(runs[0].config, free) for c, runs in self.runs.items() if runs}
+        for cell, config in configs.items():
+            rest = json.dumps([self.runs[cell][0].kind, config], sort_keys=True)
+            groups.setdefault(rest, []).append(cell)
+        found = {}
+        for cell, *others in sorted(groups.values(), key=lambda c: self.runs[c[0]][0].kind):
+            label = self.look(cell).label
+            alike = [configs[c[0]] for c in groups.values() if self.look(c[0]).label == label]
+            found[", ".join([label, *differing(configs[cell], alike)])] = [cell, *others]
+        return found
+
+    @property
+    def _tuned_key(self) -> tuple[str, ...]:
+        source = self.study.tuned_by and study(self.study.tuned_by).tune
+        return (source.key,) if source else ()
+
+    @cached_property
     def probes(self) -> pd.DataFrame:
         """All rows of the runs' probe.csv, with cell and seed; empty where none has one."""
         return probed.rows(self.runs)
@@ -112,7 +171,7 @@ class Evidence:
         }
         return {seed: value for seed, value in found.items() if math.isfinite(value)}
 
-    def ranked(self, cell: str, measure: Measure) -> dict[int, float]:
+    def with_diverged(self, cell: str, measure: Measure) -> dict[int, float]:
         """As ``values``, but a run that diverged has the error of guessing."""
         lost = {run.summary["seed"]: chance(run) for run in self.runs[cell] if run.diverged}
         return self.values(cell, measure.name) | (lost if measure.is_error else {})
@@ -137,11 +196,11 @@ class Evidence:
         return found
 
     def _judge(self, claim: Claim) -> Found:
-        measure = MEASURES[claim.measure or self.study.measure]
+        measure = MEASURES[claim.measure] if claim.measure else self.measure
         judge = {
             "lower": self._lower,
             "equal": self._equal,
-            "cell": self._near,
+            "cell": self._near_paper,
             "curve": self._curve,
             "order": self._order,
             "probe": self._probe,
@@ -151,55 +210,59 @@ class Evidence:
             for cell in claim.cells
         }
         named = tuple(f"{cell} (seed {', '.join(seeds)})" for cell, seeds in lost.items() if seeds)
-        blank = Found(claim, measure, NOTHING, self.ratio(claim.lower), UNDECIDED, lost=named)
-        return judge[claim.kind](blank)
+        undecided = Found(
+            claim, measure, NOTHING, self.ratio(claim.lower), UNDECIDED, diverged=named
+        )
+        return judge[claim.kind](undecided)
 
-    def _lower(self, blank: Found) -> Found:
-        claim, measure = blank.claim, blank.measure
-        found = self._gap(claim, measure)
+    def _lower(self, undecided: Found) -> Found:
+        claim, measure = undecided.claim, undecided.measure
+        found = self._difference(claim, measure)
         size = self.of_the_paper and self.study.size_counts and not claim.margin
         least = (claim.paper or 0.0) / 2 if size else 0.0
         word, p = above(found, claim.margin, least, self.study.least_n)
         tiny = self.study.least_dc_ratio
-        if tiny and blank.dc_ratio < tiny and found.n >= self.study.least_n:
-            word, blank = FAILS, replace(blank, by_size=True)
-        if not self._whole(claim, measure=measure):
+        if tiny and undecided.dc_ratio < tiny and found.n >= self.study.least_n:
+            word, undecided = FAILS, replace(undecided, by_size=True)
+        if not self._complete(claim, measure=measure):
             word = UNDECIDED
-        judged = replace(blank, difference=found, verdict=word, p=p)
+        judged = replace(undecided, difference=found, verdict=word, p=p)
         if claim.than is None:
             return judged
         # (higher - lower) - (higher' - lower') at equal seeds; ' is the claim on ``than``
         [other] = [c for c in self.study.claims if c.lower == claim.than and c.higher]
-        change = difference(self._gains(claim, measure), self._gains(other, measure))
-        moved = change.n >= ENOUGH and abs(change.mean) > change.half
-        whole = self._whole(claim, other)
+        change = difference(
+            self._differences_by_seed(claim, measure), self._differences_by_seed(other, measure)
+        )
+        moved = change.n >= self.study.least_n and abs(change.mean) > change.half
+        whole = self._complete(claim, other)
         return replace(judged, change=change, moved=moved and whole)
 
-    def _equal(self, blank: Found) -> Found:
-        assert blank.claim.within is not None
-        found = self._gap(blank.claim, blank.measure)
-        word, p = equal(found, blank.claim.within, self.study.least_n)
-        whole = self._whole(blank.claim, measure=blank.measure)
-        return replace(blank, difference=found, verdict=word if whole else UNDECIDED, p=p)
+    def _equal(self, undecided: Found) -> Found:
+        assert undecided.claim.within is not None
+        found = self._difference(undecided.claim, undecided.measure)
+        word, p = equal(found, undecided.claim.within, self.study.least_n)
+        whole = self._complete(undecided.claim, measure=undecided.measure)
+        return replace(undecided, difference=found, verdict=word if whole else UNDECIDED, p=p)
 
-    def _near(self, blank: Found) -> Found:
-        """A cell's mean against the paper's number, within a part of it."""
-        claim = blank.claim
+    def _near_paper(self, undecided: Found) -> Found:
+        """A cell's mean is the paper's number, to within a part of it."""
+        claim = undecided.claim
         assert claim.paper is not None
         assert claim.within is not None
         if not self.of_the_paper:
-            return replace(blank, verdict=ELSEWHERE)
-        ours = self.values(claim.lower, blank.measure.name)
+            return replace(undecided, verdict=ELSEWHERE)
+        ours = self.values(claim.lower, undecided.measure.name)
         found = difference(ours, dict.fromkeys(ours, claim.paper))
         word = HOLDS if abs(found.mean) <= claim.within * claim.paper else FAILS
-        whole = found.n and self._whole(claim)
-        return replace(blank, difference=found, verdict=word if whole else UNDECIDED)
+        whole = found.n and self._complete(claim)
+        return replace(undecided, difference=found, verdict=word if whole else UNDECIDED)
 
-    def _curve(self, blank: Found) -> Found:
+    def _curve(self, undecided: Found) -> Found:
         """The mean distance of a cell's training error from the paper's curve, over the seeds."""
-        claim, distances = blank.claim, dict[int, float]()
+        claim, distances = undecided.claim, dict[int, float]()
         if not self.of_the_paper:
-            return replace(blank, verdict=ELSEWHERE)
+            return replace(undecided, verdict=ELSEWHERE)
         paper = self.study.curves
         paper = paper[(paper["cell"] == claim.lower) & (paper["split"] == "train")]
         paper = paper[paper["workers"] == paper["workers"].max()].sort_values("epoch")
@@ -208,20 +271,23 @@ class Evidence:
             at = np.array(self.study.epochs)
             covered = [len(c) and c["epoch"].max() >= at.max() - 1e-9 for c in (ours, paper)]
             if not run.finished or not all(covered):
-                return blank  # a mean over the others would flatter
-            here = np.interp(at, ours["epoch"], ours["error"])
-            theirs = np.interp(at, paper["epoch"], 100 * paper["error"])
-            distances[run.summary["seed"]] = float(np.mean(np.abs(here - theirs)))
+                return undecided  # a mean over the others would flatter
+            our_errors = np.interp(at, ours["epoch"], ours["error"])
+            their_errors = np.interp(at, paper["epoch"], 100 * paper["error"])
+            distances[run.summary["seed"]] = float(np.mean(np.abs(our_errors - their_errors)))
         if not distances:
-            return blank
+            return undecided
         distance, n = float(np.mean(list(distances.values()))), len(distances)
         assert claim.within is not None
         word = HOLDS if distance < claim.within else FAILS
-        return replace(blank, instead=f"{distance:.1f} away, n = {n}", verdict=word)
+        return replace(undecided, observed=f"{distance:.1f} away, n = {n}", verdict=word)
 
-    def _order(self, blank: Found) -> Found:
-        """Whether every seed that all cells have shows the order; never reached is infinite."""
-        cells, read = blank.claim.cells, blank.measure.read
+    def _order(self, undecided: Found) -> Found:
+        """Whether the order holds at every seed that all cells have.
+
+        A level that a run never reaches counts as infinitely many epochs.
+        """
+        cells, read = undecided.claim.cells, undecided.measure.read
         by_cell = {
             cell: {
                 run.summary["seed"]: math.inf if run.diverged else read(run, self.study)
@@ -234,29 +300,29 @@ class Evidence:
         rows = [[by_cell[cell][seed] for cell in cells] for seed in seeds]
         rows = [row for row in rows if not any(map(math.isnan, row))]
         if not rows:
-            return blank
+            return undecided
         holds = all(a < b for row in rows for a, b in itertools.pairwise(row))
         means = [
             "never" if math.isinf(value) else f"{value:.1f}" for value in np.mean(rows, axis=0)
         ]
         shown = f"{', '.join(means)}, n = {len(rows)}"
-        return replace(blank, instead=shown, verdict=HOLDS if holds else FAILS)
+        return replace(undecided, observed=shown, verdict=HOLDS if holds else FAILS)
 
-    def _probe(self, blank: Found) -> Found:
-        """A column of a cell's probe.csv files, by blocks of pushes."""
-        claim = blank.claim
-        there = self.probes[self.probes["cell"] == claim.lower]
-        found = probed.median(there, str(claim.column))
-        word = probed.verdict(claim, found) if self._whole(claim) else UNDECIDED
-        return replace(blank, difference=found, verdict=word)
+    def _probe(self, undecided: Found) -> Found:
+        """The median of a column of a cell's probe.csv files lies between the claim's ends."""
+        claim = undecided.claim
+        of_cell = self.probes[self.probes["cell"] == claim.lower]
+        found = probed.median(of_cell, str(claim.column))
+        word = probed.verdict(claim, found) if self._complete(claim) else UNDECIDED
+        return replace(undecided, difference=found, verdict=word)
 
-    def _gap(self, claim: Claim, measure: Measure) -> Difference:
+    def _difference(self, claim: Claim, measure: Measure) -> Difference:
         return difference(
-            self.ranked(str(claim.higher), measure), self.ranked(claim.lower, measure)
+            self.with_diverged(str(claim.higher), measure), self.with_diverged(claim.lower, measure)
         )
 
-    def _whole(self, *claims: Claim, measure: Measure | None = None) -> bool:
-        """Whether all runs of these claims' cells have ended, and their seeds are the same.
+    def _complete(self, *claims: Claim, measure: Measure | None = None) -> bool:
+        """Whether the cells of these claims have equal seeds, and each run has ended.
 
         A cell may have its ``extra_seeds`` beyond the others'. With a ``measure`` that is an error,
         a run that diverged counts, as chance; a run that finished must have the measure.
@@ -276,7 +342,7 @@ class Evidence:
         finished = sum(run.finished for _, run in runs)
         return finished == sum(len(self.values(cell, measure.name)) for cell in cells)
 
-    def _gains(self, claim: Claim, measure: Measure) -> dict[int, float]:
+    def _differences_by_seed(self, claim: Claim, measure: Measure) -> dict[int, float]:
         lower = self.values(claim.lower, measure.name)
         higher = self.values(str(claim.higher), measure.name)
         return {seed: higher[seed] - lower[seed] for seed in lower.keys() & higher.keys()}
@@ -289,12 +355,10 @@ class Evidence:
         """
         may_differ: tuple[str, ...] = ("rule.", "schedule.barrier", "backup")
         if kind == "sgd":
-            may_differ += ("workers", "schedule.workers", "task.data.workers", "lr.workers")
+            may_differ += OF_WORKERS
 
         def rest(name: str) -> dict[str, Any]:
-            config = self.runs[name][0].config
-            given = {key: value for key, value in config.items() if value is not None}
-            return {key: value for key, value in given.items() if not key.startswith(may_differ)}
+            return _without(self.runs[name][0].config, may_differ)
 
         if not self.runs[cell]:
             return None
@@ -312,9 +376,8 @@ class Evidence:
             del row["rule"]
             for kind in ("asgd", "sgd"):
                 other = self.baseline(cell, kind)
-                last10 = MEASURES["last10"]
-                theirs = self.ranked(other, last10) if other else {}
-                d = difference(self.ranked(cell, last10), theirs)
+                theirs = self.with_diverged(other, self.closing) if other else {}
+                d = difference(self.with_diverged(cell, self.closing), theirs)
                 row |= {f"minus_{kind}_mean": d.mean, f"minus_{kind}_half": d.half}
                 row[f"minus_{kind}_n"] = d.n
             if cell in self.study.paper.index:
@@ -333,13 +396,13 @@ class Evidence:
                 "claim": str(f.claim),
                 "family": f.claim.family,
                 "unit": f.claim.column or f.measure.unit,
-                "difference": f.difference.mean,
+                "difference": f.difference.estimate,
                 "half": f.difference.half,
                 "n": f.difference.n,
                 "paper": f.claim.paper,
                 "dc_ratio": f.dc_ratio,
-                "told": f.instead,
-                "cells_with_diverged_runs": len(f.lost),
+                "observed": f.observed,
+                "cells_with_diverged_runs": len(f.diverged),
                 "p": f.p,
                 "p_holm": f.adjusted,
                 "verdict": self.study.words.get(f.verdict, f.verdict),
@@ -351,10 +414,18 @@ class Evidence:
 
     def counts(self) -> str:
         """How many claims got which verdict."""
-        words = [self.study.words.get(f.verdict, f.verdict) for f in self.found]
-        return (
-            ", ".join(f"{words.count(word)} {word}" for word in sorted(set(words))) or "no claims"
-        )
+        return counted([self.study.words.get(f.verdict, f.verdict) for f in self.found])
+
+
+def counted(verdicts: Sequence[str]) -> str:
+    """How many of each, as "2 reproduced, 1 undecided"."""
+    words = sorted(set(verdicts))
+    return ", ".join(f"{verdicts.count(word)} {word}" for word in words) or "no claims"
+
+
+def _without(config: Mapping[str, Any], begin: tuple[str, ...]) -> dict[str, Any]:
+    """A config less the keys that begin so; null counts as absent."""
+    return {k: v for k, v in config.items() if v is not None and not k.startswith(begin)}
 
 
 def _changed(f: Found) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import itertools
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+import string
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,7 @@ import pandas as pd
 import yaml
 
 from dcasgd_repro.errors import BadInput, check_number, check_whole
+from dcasgd_repro.study.figures import registered
 from dcasgd_repro.study.measures import MEASURES
 
 FOLDER = Path(__file__).parents[2] / "experiments"
@@ -36,7 +38,7 @@ KEYS = {
     "tuned_by": "the study whose choice stands for {tuned} in the cell of the same name",
     "first_seed": "its seeds are this one and those after it; 0 unless told",
     "claims": "a list, see Claim",
-    "figure": "how it is drawn, see figures.py",
+    "figure": "how it is drawn, see figures/",
     "measure": "what claims are about, see measures.py; last10 unless told",
     "epochs": "the epochs that train_error and batch_error are the mean of",
     "level": "the training error, in percent, that epochs_to asks for",
@@ -50,18 +52,6 @@ KEYS = {
     "least_n": "seeds that a verdict needs; 3 unless told",
 }
 
-FIGURES = (
-    "table",
-    "epochs",
-    "seconds",
-    "lambda",
-    "workers",
-    "readings",
-    "prefix",
-    "settings",
-    "lr",
-    "taylor",
-)
 RESERVED = (
     "seed",
     "seeds",
@@ -290,10 +280,16 @@ class Study:
 
 
 def study(name: str) -> Study:
-    """The study of that name, or of the one name that begins so, or in that folder. BadInput."""
+    """The study of that name, or of the one name that begins so, or in that folder. BadInput.
+
+    A word that could mean a folder here and the beginning of a name of ours is refused.
+    """
     near = [known for known in names() if known.startswith(name)]
     folder = FOLDER / (near[0] if len(near) == 1 else name)
     if (Path(name) / "grid.yaml").exists():
+        if near == [folder.name] and folder.resolve() != Path(name).resolve() and name != near[0]:
+            remedy = f"a folder here and the beginning of {near[0]}; write ./{name} or {near[0]}"
+            raise BadInput("study", name, remedy)
         folder = Path(name).resolve()
     grid = folder / "grid.yaml"
     if folder.parent.resolve() != FOLDER.resolve() and folder.name in names():
@@ -325,9 +321,11 @@ def _read(folder: Path, content: Any) -> Study:
         raise BadInput("study", grid, f"give a title and cells; its keys are {', '.join(KEYS)}")
     if ("cells" in content) == ("runs_of" in content):
         raise BadInput("study", grid, "give cells, or runs_of: another study")
-    points = list(_points(content.get("for") or {}))
-    for key, choices in (("figure", FIGURES), ("measure", tuple(MEASURES))):
-        if content.get(key, choices[0]) not in choices:
+    axes = content.get("for") or {}
+    if not all(isinstance(values, list) for values in axes.values()):
+        raise ValueError("for: give each axis a list of values")
+    for key, choices in (("figure", registered()), ("measure", MEASURES)):
+        if key in content and content[key] not in choices:
             message = f"{key}={content[key]}: choose {', '.join(choices)}"
             raise BadInput("study", grid, message)
     if "runs_of" in content:
@@ -336,19 +334,23 @@ def _read(folder: Path, content: Any) -> Study:
         whole = study(str(content["runs_of"]))
         cells, runs_of = whole.cells, whole.runs_of
     else:
+        for key, text in content["cells"].items():
+            if lost := sorted(_axes_in(text, axes) - _axes_in(key, axes)):
+                remedy = f"cell {key} runs with {{{lost[0]}}}; put it into its name too"
+                raise BadInput("study", grid, remedy)
         cells = tuple(
             Cell(
                 key.format(**point),
                 tuple(shlex.split(str(text).format(**{"tuned": "{tuned}", **point}))),
             )
             for key, text in content["cells"].items()
-            for point in (points if "{" in key else [{}])
+            for point in _points(axes, key)
         )
         runs_of = folder.name
     claims = tuple(
         _claim(line, point)
         for line in content.get("claims") or []
-        for point in (points if any("{" in str(v) for v in line.values()) else [{}])
+        for point in _points(axes, line.values())
     )
     for cell in cells:
         if not re.fullmatch(r"[\w.+-]+", cell.name):
@@ -513,11 +515,20 @@ def _of_probe(line: Mapping[str, Any], point: Mapping[str, Any]) -> Claim:
     return Claim("probe", cells, column=column, above=above, below=below)
 
 
-def _points(axes: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
-    if not all(isinstance(values, list) for values in axes.values()):
-        raise ValueError("for: give each axis a list of values")
-    for values in itertools.product(*axes.values()):
-        yield dict(zip(axes, values, strict=True))
+def _points(axes: Mapping[str, Sequence[Any]], text: Any) -> Iterator[dict[str, Any]]:
+    """The points that a text stands for: of the axes that it names, in their order."""
+    named = [axis for axis in axes if axis in _axes_in(text, axes)]
+    for values in itertools.product(*(axes[axis] for axis in named)):
+        yield dict(zip(named, values, strict=True))
+
+
+def _axes_in(text: Any, axes: Mapping[str, Any]) -> set[str]:
+    """The axes that a text names, as {M}; of several, those that any of them names."""
+    if isinstance(text, str):
+        fields = {name for _, name, _, _ in string.Formatter().parse(text) if name}
+        return fields & axes.keys()
+    parts = text if isinstance(text, Iterable) else ()
+    return {axis for part in parts for axis in _axes_in(part, axes)}
 
 
 def _table(path: Path, columns: list[str]) -> pd.DataFrame:

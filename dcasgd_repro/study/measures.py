@@ -36,6 +36,7 @@ class Measure:
     words: str  # as a sentence has it
     read: Callable[[Run, Study], float]
     is_error: bool = False  # a test or training error: a run that diverged counts as chance
+    form: str = ".2f"  # of its differences
 
 
 def chance(run: Run) -> float:
@@ -50,7 +51,10 @@ def last10(run: Run, _: Study) -> float:
 
 
 def before_drop(run: Run, chosen: Study) -> float:
-    """The second of the two drops is the study's ``drop``; before the first, the run begins."""
+    """Mean test error over the last fifth of the epochs before the study's ``drop``.
+
+    Those epochs are counted from the drop before it, or from the start of the run.
+    """
     drops = [0.0, *run.config["lr.milestones"]]
     if len(drops) <= chosen.drop:
         return math.nan
@@ -58,8 +62,8 @@ def before_drop(run: Run, chosen: Study) -> float:
     rows = run.metrics.dropna(subset=["test_error"])
     # An evaluation comes with the first round of pushes that ends its epoch.
     late = run.config["workers"] * run.config["batch"] / run.config["images"]
-    there = rows["epoch"].between(start + 0.8 * (end - start) - 1e-6, end + late)
-    return 100 * float(rows[there]["test_error"].mean())
+    within = rows["epoch"].between(start + 0.8 * (end - start) - 1e-6, end + late)
+    return 100 * float(rows[within]["test_error"].mean())
 
 
 def curve(run: Run, column: str) -> pd.DataFrame:
@@ -85,8 +89,8 @@ def at_epochs(column: str) -> Callable[[Run, Study], float]:
         late = run.config["workers"] * run.config["batch"] / run.config["images"]
         found = []
         for epoch in chosen.epochs:
-            there = rows[rows["epoch"].between(epoch - 1e-6, epoch + late)]
-            found.append(there[column].iloc[0] if column in there and len(there) else math.nan)
+            within = rows[rows["epoch"].between(epoch - 1e-6, epoch + late)]
+            found.append(within[column].iloc[0] if column in within and len(within) else math.nan)
         return 100 * float(np.mean(found)) if found else math.nan
 
     return read
@@ -172,6 +176,6 @@ ALL = (
         epochs_to("batch_error"),
     ),
     Measure("simulated_s", "s", "the simulated seconds", summary("simulated_s")),
-    Measure("test_loss", "", "the final test loss", summary("test_loss_final")),
+    Measure("test_loss", "", "the final test loss", summary("test_loss_final"), form=".3g"),
 )
 MEASURES = {measure.name: measure for measure in ALL}

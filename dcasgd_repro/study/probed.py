@@ -1,4 +1,4 @@
-"""A study's probe.csv files: medians by candidate, their intervals, and how they are drawn.
+"""A study's probe.csv files: medians by candidate, and their intervals.
 
 taylor.py says what the columns are. Imports no torch.
 
@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from scipy import stats
 
 from dcasgd_repro.errors import BadInput
@@ -25,19 +24,21 @@ from dcasgd_repro.study.grid import Claim
 from dcasgd_repro.study.verdicts import FAILS, HOLDS, LEVEL, UNDECIDED
 
 BLOCK = 100  # pushes
-WINDOW = 200  # pushes that a running median spans
 LAM = 0.04  # of the candidates c, c_sum and abs
 NAMES = ("c", "c_sum", "abs", "a_0.5", "a_2")
-COLOURS = dict(zip(NAMES, ("#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#0072B2"), strict=True))
 
 
 class Median(NamedTuple):
     """The median of n block medians, and its 95 % interval; infinite for fewer than 6 blocks."""
 
-    mean: float  # the middle: named as a paired Difference's
+    median: float
     low: float
     high: float
     n: int
+
+    @property
+    def estimate(self) -> float:
+        return self.median
 
     @property
     def half(self) -> float:
@@ -48,7 +49,7 @@ class Median(NamedTuple):
         if not self.n:
             return "-"
         width = f" [{self.low:.3g}, {self.high:.3g}]" if math.isfinite(self.half) else ""
-        return f"{self.mean:.3g}{width}"
+        return f"{self.median:.3g}{width}"
 
 
 def rows(runs: Mapping[str, Sequence[Run]]) -> pd.DataFrame:
@@ -73,7 +74,9 @@ def checked(run: Run, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def median(table: pd.DataFrame, column: str) -> Median:
-    """Of a column's block medians, over the seeds of one cell. Blocks that end early are left out.
+    """The median of a column's block medians, over the seeds of one cell, and its interval.
+
+    A block that the run ended in is left out.
 
     Raises BadInput for a column that is not there.
     """
@@ -96,9 +99,9 @@ def rank(n: int) -> int:
 
 
 def verdict(claim: Claim, found: Median) -> str:
-    """It holds where the whole interval lies between the claim's ends, fails where it misses them.
+    """The claim holds if the whole interval lies between its ends, and fails if none of it does.
 
-    Undecided where it does neither.
+    Undecided if a part of it does.
     """
     above = -math.inf if claim.above is None else claim.above
     below = math.inf if claim.below is None else claim.below
@@ -146,42 +149,3 @@ def markdown(table: pd.DataFrame) -> str:
         ]
         lines.append("| " + " | ".join([*line, str(row["n"])]) + " |")
     return "\n".join(lines)
-
-
-def draw(table: pd.DataFrame, batch: int, panels: Sequence[Axes]) -> None:
-    """One cell's probes against pushes: size, part removed, and the best lambda of g g drift."""
-    size, removed, best = panels
-    table = table.sort_values("push")
-    for name in NAMES:
-        running(size, table, f"size_{name}", COLOURS[name], words(name, batch))
-        running(removed, table, f"removed_{name}", COLOURS[name])
-    best.plot(table["push"], table["lambda_gg"], ".", color="#888888", alpha=0.35, markersize=3)
-    running(best, table, "lambda_gg", "black", "best lambda, a dot for each probe")
-    for name, lam, how in (("c", LAM, "as printed"), ("c_sum", LAM * batch, "g a batch's sum")):
-        style: dict[str, Any] = {"color": COLOURS[name], "linestyle": "--", "linewidth": 1.2}
-        best.axhline(lam, **style, label=f"{lam:g}: DC-ASGD-c, {how}")
-    size.set_yscale("log")
-    removed.set_yscale("symlog", linthresh=1e-4)
-    best.set_yscale("symlog", linthresh=1e-2)
-    for axes in (removed, best):
-        axes.axhline(0, color="black", linewidth=0.8)
-    size.set_title("How large is it?", fontsize=10, loc="right")
-    removed.set_title("Does it help? (1: perfect; below 0: worse than none)", fontsize=10)
-    best.set_title("Which lambda would help most?", fontsize=10)
-    size.set_ylabel("size of the correction, ‖c‖ / ‖g‖")
-    removed.set_ylabel("part of the squared staleness error removed")
-    best.set_ylabel("lambda that removes most along g g drift")
-    for axes in panels:
-        axes.set_xlabel(f"pushes\n(running median over {WINDOW}, quartiles shaded)")
-
-
-def running(
-    axes: Axes, table: pd.DataFrame, column: str, colour: str, label: str | None = None
-) -> None:
-    """The running median over 200 pushes, the quartiles shaded."""
-    span = max(1.0, float(table["push"].max() - table["push"].min()))
-    window = min(max(3, round(WINDOW * len(table) / span)), len(table))
-    rolled = table[column].rolling(window, center=True, min_periods=max(1, window // 3))
-    low, middle, high = (rolled.quantile(q) for q in (0.25, 0.5, 0.75))
-    axes.plot(table["push"], middle, color=colour, linewidth=1.8, label=label)
-    axes.fill_between(table["push"], low, high, color=colour, alpha=0.15, linewidth=0)

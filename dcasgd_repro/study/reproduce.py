@@ -21,17 +21,18 @@ from typing import Any, Protocol
 
 import pandas as pd
 import yaml
-from hydra import compose, initialize_config_module
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from hydra.utils import get_class
 from omegaconf import DictConfig
 
 from dcasgd_repro.errors import BadInput
-from dcasgd_repro.run.identity import MEANS, evaluated_on, identity
-from dcasgd_repro.run.plan import length_of, plain_config
+from dcasgd_repro.run.compose import added, all_keys, composed, hydra_words, refuse_unread
+from dcasgd_repro.run.identity import FULL, MEANS, evaluated_on, identity
+from dcasgd_repro.run.plan import length_of, log_of, plain_config, plan_of
 from dcasgd_repro.run.read import (
     ENDED,
     FAILED,
+    FINGERPRINT,
     STOPPED,
     VERIFIED,
     begun,
@@ -56,6 +57,7 @@ class Job:
     overrides: tuple[str, ...]
     pushes: int  # that its study needs of it
     path: Path
+    folders: tuple[Path, ...] = ()  # with YAML files of one's own
 
     @property
     def name(self) -> str:
@@ -92,7 +94,8 @@ class Job:
         groups = {key.split(".")[0] for key in kept}
         words = [w for w in self.overrides if w.partition("=")[0].split(".")[0] not in groups]
         words += [f"{key}={'null' if value is None else value}" for key, value in kept.items()]
-        return [*PYTHON, "train", *words, f"run_dir={self.path}"]
+        own = [word for folder in self.folders for word in ("-cd", str(folder))]
+        return [*PYTHON, "train", *own, *words, f"run_dir={self.path}"]
 
     def last_line(self) -> str:
         """What its process said last."""
@@ -122,24 +125,32 @@ class Display(Protocol):
     def show(self, running: Sequence[Job]) -> None: ...
 
 
-def jobs_of(study: Study, scale: str, seeds: int, extra: Sequence[str] = ()) -> list[Job]:
+def jobs_of(
+    study: Study,
+    scale: str,
+    seeds: int,
+    extra: Sequence[str] = (),
+    folders: Sequence[Path] = (),
+) -> list[Job]:
     """All runs of a study, seed after seed: the first of every cell, ..., then ``extra_seeds``.
 
-    ``extra`` may only say with what means to compute (engine, threads, device, ...): anything else
-    would be another study's numbers. Raises BadInput.
+    Its cells may name what stands in ``folders``, beside conf/.
+
+    ``extra`` may only say with what means to compute (engine, threads, device, ...): anything else,
+    a lower precision too, would be another study's numbers. Raises BadInput.
     """
     for word in extra:
         key, _, value = word.partition("=")
-        if key.split(".")[0] not in (*MEANS, "data", "checkpoint"):
+        numbers = key == "engine.precision" and value != FULL
+        if numbers or key.split(".")[0] not in (*MEANS, "data", "checkpoint"):
             remedy = (
                 "would make it another study: copy its folder under another name, change the grid"
             )
             raise BadInput(key, value, remedy)
     study, jobs = study.at(scale), []
-    with initialize_config_module("dcasgd_repro.conf", version_base="1.3"):
-        if study.stop_epoch is not None:
-            extra = (*extra, f"stop_epoch={study.stop_epoch:g}")
-        configs = {cell.name: _composed(cell, scale, extra) for cell in study.cells}
+    if study.stop_epoch is not None:
+        extra = (*extra, f"stop_epoch={study.stop_epoch:g}")
+    configs = {cell.name: _composed(cell, scale, extra, folders) for cell in study.cells}
     for k in range(seeds + max(study.extra_seeds.values(), default=0)):
         seed = study.first_seed + k
         for cell in study.cells:
@@ -148,20 +159,48 @@ def jobs_of(study: Study, scale: str, seeds: int, extra: Sequence[str] = ()) -> 
             words, cfg, pushes = configs[cell.name]
             cfg.seed = seed
             path = CELLS / identity(plain_config(cfg))[:16]
-            jobs.append(Job(cell, seed, (*words, f"seed={seed}"), pushes, path))
+            job = Job(cell, seed, (*words, f"seed={seed}"), pushes, path, tuple(folders))
+            jobs.append(job)
     return jobs
 
 
 def _composed(
-    cell: Cell, scale: str, extra: Sequence[str]
+    cell: Cell, scale: str, extra: Sequence[str], folders: Sequence[Path]
 ) -> tuple[tuple[str, ...], DictConfig, int]:
     words = (f"scale={scale}", *cell.overrides, *extra)
     try:
-        cfg = compose("config", overrides=list(words))
-        return words, cfg, length_of(cfg).stop(cfg.stop_epoch)
+        cfg = composed(words, folders)
+    except BadInput as error:
+        raise BadInput(f"cell {cell.name}: {error.key}", error.value, error.remedy) from None
+    except MissingConfigException as error:
+        group = str(error.missing_cfg_file).rpartition("/")[0]
+        remedy = f"no such {group}, choose {', '.join(error.options or ())}"
+        raise BadInput(f"cell {cell.name}", error.missing_cfg_file, remedy) from None
     except HydraException as error:
         message = " ".join(str(error).split())
         raise BadInput(f"cell {cell.name}", " ".join(words), f"not understood: {message}") from None
+    return words, cfg, length_of(cfg).stop(cfg.stop_epoch)
+
+
+def refusal(job: Job) -> str | None:
+    """Why ``train`` would refuse a job's run, if it would: its objects are made, and let go.
+
+    Of its schedule a recorded log is read whole; of one that is drawn only the beginning.
+    """
+    try:
+        cfg = composed(job.overrides, job.folders)
+        words = hydra_words(job.overrides)
+        refuse_unread(cfg, words, all_keys(words, job.folders) if added(words) else [])
+        recorded = hasattr(plan_of(cfg).schedule, "path")
+        log_of(cfg, job.pushes if recorded else 1)
+    except BadInput as error:
+        return f"cell {job.cell.name}: {error}"
+    return None
+
+
+def first_of_each_cell(jobs: Sequence[Job]) -> list[Job]:
+    """One job for each cell: its runs differ in the seed alone."""
+    return list({job.cell.name: job for job in reversed(jobs)}.values())[::-1]
 
 
 def unique(jobs: Sequence[Job]) -> list[Job]:
@@ -281,6 +320,8 @@ def keep(jobs: Sequence[Job], folder: Path, failed: Sequence[Job] = ()) -> None:
         target.mkdir(parents=True)
         for name in ("config.yaml", "provenance.json"):
             shutil.copyfile(job.path / name, target / name)
+        if (job.path / FINGERPRINT).exists():
+            shutil.copyfile(job.path / FINGERPRINT, target / FINGERPRINT)
         summary = job.summary if job.ended or job.status == FAILED else _killed(job)
         (target / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
         if (rows := _thinned(job.path / "metrics.csv")) is not None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dcasgd_repro.errors import BadInput
+from dcasgd_repro.run.compose import own_folders
 from dcasgd_repro.study import launchers, pages, tune
 from dcasgd_repro.study import reproduce as runner
 from dcasgd_repro.study.display import display
@@ -16,21 +17,25 @@ from dcasgd_repro.study.grid import Study, names, study
 from dcasgd_repro.study.reproduce import Job
 
 
-def request(command: str, arguments: Sequence[str], scales: Sequence[str]) -> Request | None:
+def request(
+    command: str, arguments: Sequence[str], scales: Callable[[Sequence[Path]], Sequence[str]]
+) -> Request | None:
     """Read from a command's arguments; None where they ask for help. Raises BadInput.
 
     One run a core at a time, each on one thread; with CUDA one run. The scale is the paper's own
-    with CUDA, and for a study that is about no other; else laptop.
+    with CUDA, and for a study that is about no other; else laptop. ``scales`` gives the names there
+    are, with those in folders of one's own.
     """
     if not arguments or set(arguments) & {"-h", "--help"}:
         return None
-    words = [a for a in arguments if "=" in a]
-    for a in arguments:
+    rest, folders = own_folders(arguments)
+    words = [a for a in rest if "=" in a]
+    for a in rest:
         if a not in words and a.startswith("-") and a != "--dry-run":
             raise BadInput(
                 "option", a, f"no such option; `dcasgd-repro {command} --help` says more"
             )
-    named = [a for a in arguments if a not in words and not a.startswith("-")]
+    named = [a for a in rest if a not in words and not a.startswith("-")]
     if len(named) != 1:
         raise BadInput("study", " ".join(named), f"name one; there are {', '.join(names())}")
     given = dict(word.split("=", 1) for word in words)
@@ -40,8 +45,8 @@ def request(command: str, arguments: Sequence[str], scales: Sequence[str]) -> Re
     chosen, cuda = study(named[0]), torch.cuda.is_available()
     own = chosen.paper_scale
     scale = given.pop("scale", own if cuda or own != "paper" else "laptop")
-    if scale not in scales:
-        raise BadInput("scale", scale, f"no such scale, choose {', '.join(scales)}")
+    if scale not in (known := scales(folders)):
+        raise BadInput("scale", scale, f"no such scale, choose {', '.join(known)}")
     seeds = whole("seeds", given.pop("seeds", "3"))
     at_a_time = whole("jobs", given.pop("jobs", str(1 if cuda else os.cpu_count() or 1)))
     launcher = given.pop("launcher", "local")
@@ -54,8 +59,8 @@ def request(command: str, arguments: Sequence[str], scales: Sequence[str]) -> Re
     extra = [f"{key}={value}" for key, value in given.items()]
     if launcher == "local" and at_a_time > 1 and "threads" not in given and not cuda:
         extra.append("threads=1")  # side by side, each is fastest on a core of its own
-    means = (seeds, at_a_time, launcher, options, extra, "--dry-run" in arguments)
-    return Request(command, arguments, chosen, scale, *means)
+    means = (seeds, at_a_time, launcher, options, extra, "--dry-run" in rest)
+    return Request(command, arguments, chosen, scale, folders, *means)
 
 
 def whole(key: str, text: str) -> int:
@@ -73,6 +78,7 @@ class Request:
     arguments: Sequence[str]
     study: Study
     scale: str
+    folders: Sequence[Path]  # with YAML files of one's own
     seeds: int
     at_a_time: int
     launcher: str
@@ -86,10 +92,10 @@ class Request:
         chosen, scale = self.study, self.scale
         if chosen.tune is not None:
             raise BadInput("study", chosen.name, f"it has a grid to tune: {chosen.again(scale)}")
-        jobs = runner.jobs_of(chosen, scale, self.seeds, self.extra)
+        jobs = runner.jobs_of(chosen, scale, self.seeds, self.extra, self.folders)
         if self.dry_run:
-            self.show(self.plan(jobs))
-            return 0
+            return self.show_plan(jobs)
+        self.show(self.head)
         kept = results / chosen.runs_of / scale / "runs"
         # As they end, since a study may take days and its process be killed.
         failed = self.run(jobs, lambda job: runner.keep(alike(jobs, job), kept))
@@ -109,12 +115,12 @@ class Request:
         if chosen.tune is None:
             remedy = f"has no `tune` in its grid.yaml; did you mean {chosen.again(scale)}?"
             raise BadInput("study", chosen.name, remedy)
-        rounds = tune.rounds(chosen, scale, self.seeds, self.extra)
+        rounds = tune.rounds(chosen, scale, self.seeds, self.extra, self.folders)
         if self.dry_run:
             *_, (_, jobs) = rounds  # as far as they have been run
             note = "while a best value lies at an end of its grid, all grids are extended"
-            self.show(f"{self.plan(jobs)}\n{note} and run again")
-            return 0
+            return self.show_plan(jobs, f"\n{note} and run again")
+        self.show(self.head)
         first: list[Job] = []
         failed: list[Job] | None = []
         for of_round in rounds:
@@ -132,11 +138,19 @@ class Request:
         pages.overview(results)
         return int(bool(failed))
 
-    def plan(self, jobs: Sequence[Job]) -> str:
-        """The runs, their state, and the time they should take."""
-        head = f"{self.study.name}, scale={self.scale}"
+    @property
+    def head(self) -> str:
+        """Which study it is, and of which folder."""
+        return f"{self.study.name}, scale={self.scale}, of {self.study.folder}"
+
+    def show_plan(self, jobs: Sequence[Job], note: str = "") -> int:
+        """Shows the runs, their state and their time; refuses cells that no run can be made of."""
         rate = runner.seconds_per_push(self.scale)
-        return f"{head}\n{runner.plan(jobs, self.at_a_time, lambda: rate)}"
+        self.show(f"{self.head}\n{runner.plan(jobs, self.at_a_time, lambda: rate)}{note}")
+        refused = [line for line in map(runner.refusal, runner.first_of_each_cell(jobs)) if line]
+        for line in refused:
+            tell(line)
+        return 2 if refused else 0
 
     def run(
         self, jobs: Sequence[Job], ended: Callable[[Job], None] = lambda job: None

@@ -8,27 +8,22 @@ import re
 import shutil
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from dcasgd_repro.errors import BadInput
-from dcasgd_repro.run.read import KEPT, Run
+from dcasgd_repro.run.identity import FULL
+from dcasgd_repro.run.read import FINGERPRINT, KEPT, Run
 from dcasgd_repro.schedule import Schedule, delay_table
+from dcasgd_repro.study.figures import save, sheet, timeline, unframed
+from dcasgd_repro.study.looks import PAPERS, label_of, looks, separated
 from dcasgd_repro.study.measures import chance
 
-# Okabe and Ito's colours, which the colour-blind can tell apart; a rule keeps its own everywhere.
-RULES = {
-    "sgd": ("SGD", "#000000", "-"),
-    "asgd": ("ASGD", "#D55E00", "--"),
-    "ssgd": ("SSGD", "#E69F00", "-."),
-    "dcasgd_c": ("DC-ASGD-c", "#009E73", ":"),
-    "dcasgd_a": ("DC-ASGD-a", "#0072B2", "-"),
-}
-OTHERS = ["#CC79A7", "#56B4E9", "#F0E442", "#0072B2", "#D55E00", "#009E73", "#E69F00", "#000000"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 RESULT = (  # key in summary.json, words, form, unit
     ("test_error_best", "test error, best over epochs, as in the paper's Table 1", "8.2%", ""),
     ("test_error_final", "test error, final", "8.2%", ""),
@@ -46,14 +41,15 @@ ERRORS = ("test_error_best", "test_error_final", "test_error_last10", "train_err
 
 def label(run: Run) -> str:
     """A run's rule and number of workers, as tables and legends have them."""
-    name = RULES[run.kind][0] if run.kind in RULES else run.kind
+    name = label_of(run)
     workers, rounds = run.summary["workers"], run.summary.get("in_rounds")
     if run.kind == "ssgd" and rounds is False:
         name = "buffered ASGD"
     if run.kind != "ssgd" and rounds and workers > 1:
         name += " in rounds"
     data = ", synthetic data" if run.summary["task"] == "synthetic" else ""
-    return f"{name}, M = {workers}{data}"
+    lower = "" if run.precision == FULL else f", {run.precision}"
+    return f"{name}, M = {workers}{data}{lower}"
 
 
 def evaluated_on(runs: Sequence[Run]) -> str:
@@ -66,7 +62,7 @@ def evaluated_on(runs: Sequence[Run]) -> str:
         first.setdefault(run.evaluated_on, run)
     if len(first) > 1:
         remedy = f"evaluated on validation images, but {first['test'].path} on test images; "
-        raise BadInput("report", first["validation"].path, remedy + "report them apart")
+        raise BadInput("report", first["validation"].path, remedy + "report them separately")
     return next(iter(first), "test")
 
 
@@ -122,10 +118,7 @@ def comparison(places: Sequence[Path], out: Path | None) -> str:
         table.to_csv(out / "table.csv", index=False, float_format="%.6g", lineterminator="\n")
         (out / "table.md").write_text(text + "\n")
         settings = sorted({run.setting for runs in groups.values() for run in runs})
-        figure = draw(groups, "; ".join(settings))
-        figure.savefig(out / "curves.png", dpi=150)
-        with matplotlib.rc_context({"svg.hashsalt": "dcasgd-repro"}):  # the same bytes every time
-            figure.savefig(out / "curves.svg", metadata={"Date": None})
+        save(draw(groups, "; ".join(settings)), out / "curves")
         for runs in groups.values():
             for run in runs:
                 keep(run.path, out / "runs" / name_of(run, groups))
@@ -151,20 +144,31 @@ def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
         elif twins[0].summary["weights_sha256"] != run.summary["weights_sha256"]:
             remedy = f"has the configuration and seed of {twins[0].path}, but other weights"
             raise BadInput("run", run.path, f"{remedy}; leave one of them out")
-    order = [*RULES, *sorted({run.kind for run in runs} - set(RULES))]
+    order = [*PAPERS, *sorted({run.kind for run in runs} - set(PAPERS))]
     by_rank = sorted(groups, key=lambda k: (order.index(groups[k][0].kind), label(groups[k][0]), k))
     ranked = [groups[key] for key in by_rank]
     named: dict[str, list[Run]] = {}
     for group in ranked:
-        first, twins = group[0], [g[0] for g in ranked if label(g[0]) == label(group[0])]
-        keys = {key for twin in twins for key in twin.config}
-        differing = [
-            f"{key}={first.config.get(key)}"
-            for key in sorted(keys)
-            if len({str(twin.config.get(key)) for twin in twins}) > 1
-        ]
-        named[", ".join([label(first), *differing])] = group
+        others = [g[0].config for g in ranked if label(g[0]) == label(group[0])]
+        named[", ".join([label(group[0]), *differing(group[0].config, others)])] = group
     return named
+
+
+def differing(config: Mapping[str, Any], twins: Sequence[Mapping[str, Any]]) -> list[str]:
+    """In what a flat config differs from others of its name, as KEY=VALUE; itself among them."""
+    keys = {key for twin in twins for key in twin}
+    return [
+        f"{key}={config.get(key)}"
+        for key in sorted(keys)
+        if len({str(twin.get(key)) for twin in twins}) > 1
+    ]
+
+
+def has_errors(runs: Sequence[Run]) -> bool:
+    """False where finished runs have losses alone, as on a task without classes."""
+    tables = [run.metrics for run in runs if run.finished]
+    lossy = [t["test_error"].isna().all() and t["test_loss"].notna().any() for t in tables]
+    return not lossy or not all(lossy)
 
 
 def tabulate(label: str, runs: Sequence[Run]) -> dict[str, Any]:
@@ -175,7 +179,8 @@ def tabulate(label: str, runs: Sequence[Run]) -> dict[str, Any]:
     any size.
     """
     done = [run for run in runs if run.finished]
-    lost = [chance(run) for run in runs if run.diverged]
+    with_errors = has_errors(runs)
+    lost = [chance(run) if with_errors else np.nan for run in runs if run.diverged]
     line: dict[str, Any] = {"rule": label, "n": len(done), "diverged": len(lost)}
     line["not_finished"] = len(runs) - len(done) - len(lost)
     errors = [run.errors for run in done]
@@ -184,6 +189,10 @@ def tabulate(label: str, runs: Sequence[Run]) -> dict[str, Any]:
         line[f"{key}_pct_mean"] = np.mean(values) if values else np.nan
         line[f"{key}_pct_std"] = np.std(values, ddof=1) if len(values) > 1 else np.nan
         line[f"{key}_pct_ranked"] = np.mean(values + lost) if lost else np.nan
+    if not with_errors:
+        losses = [run.metrics["test_loss"].dropna().iloc[-1] for run in done]
+        line["test_loss_final_mean"] = np.mean(losses)
+        line["test_loss_final_std"] = np.std(losses, ddof=1) if len(losses) > 1 else np.nan
     delays = [run.delay for run in done if np.isfinite(run.delay)]
     line["delay_mean"] = np.mean(delays) if delays else np.nan
     ratios = [run.dc_ratio for run in done if np.isfinite(run.dc_ratio)]
@@ -207,17 +216,32 @@ def percent(row: Mapping[Hashable, Any], key: str) -> str:
     return text if np.isnan(ranked) else f"{text} ({ranked:.2f} with {row['diverged']} diverged)"
 
 
+def loss(row: Mapping[Hashable, Any]) -> str:
+    """A row's final loss, mean ± standard deviation; "-" where it has errors instead."""
+    mean, std = row.get("test_loss_final_mean", np.nan), row.get("test_loss_final_std", np.nan)
+    text = "-" if np.isnan(mean) else f"{mean:.4g}"
+    return text if np.isnan(std) else f"{text} ± {std:.2g}"
+
+
 def markdown(table: pd.DataFrame, on: str = "test") -> str:
-    """The comparison as a Markdown table, errors in percent as mean ± standard deviation."""
-    head = ["rule", "n", *(f"{on} error, {which} %" for which in ("best", "final", "last-10"))]
-    head += ["train error, final %", "mean delay", "dc_ratio", "simulated s"]
+    """The comparison as a Markdown table, errors in percent as mean ± standard deviation.
+
+    Runs of a task without classes have their loss in place of errors.
+    """
+    losses = "test_loss_final_mean" in table
+    errors = ERRORS if not losses or table[f"{ERRORS[0]}_pct_mean"].notna().any() else ()
+    heads = [*(f"{on} error, {which} %" for which in ("best", "final", "last-10"))]
+    head = ["rule", "n", *[*heads, "train error, final %"][: len(errors)]]
+    head += [f"{on} loss, final"] if losses else []
+    head += ["mean delay", "dc_ratio", "simulated s"]
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
     for row in table.to_dict("records"):
         others = [
             f"+{row[k]} {k.replace('_', ' ')}" for k in ("diverged", "not_finished") if row[k]
         ]
         cells = [str(row["rule"]), f"{row['n']}" + (f" ({', '.join(others)})" if others else "")]
-        cells += [percent(row, key) for key in ERRORS]
+        cells += [percent(row, key) for key in errors]
+        cells += [loss(row)] if losses else []
         for key, form in (("delay_mean", ".2f"), ("dc_ratio", ".1e"), ("simulated_s", ".0f")):
             cells.append("-" if np.isnan(row[key]) else f"{row[key]:{form}}")
         lines.append("| " + " | ".join(cells) + " |")
@@ -229,16 +253,16 @@ def draw(groups: Mapping[str, Sequence[Run]], title: str) -> Figure:
 
     A single run is drawn whatever its status; a task without classes shows its loss.
     """
-    figure = Figure(figsize=(9.5, 4.2), layout="constrained")
+    figure = sheet(9.5, 4.2)
     by_epoch, by_time = figure.subplots(1, 2, sharey=True)
     on = evaluated_on([run for runs in groups.values() for run in runs])
-    kinds = [runs[0].kind for runs in groups.values()]
-    distinct = len(set(kinds)) == len(kinds) and set(kinds) <= set(RULES)
-    for k, (label, runs) in enumerate(groups.items()):
+    of_rule = looks([runs[0] for runs in groups.values()])
+    line_looks = separated({label: of_rule[runs[0].kind] for label, runs in groups.items()})
+    for label, runs in groups.items():
         drawn = [run for run in runs if run.finished] or (list(runs) if len(groups) == 1 else [])
         if not drawn:
             continue
-        _, colour, dashes = RULES[kinds[k]] if distinct else ("", OTHERS[k % len(OTHERS)], "-")
+        _, colour, dashes, _ = line_looks[label]
         rows = [run.metrics.dropna(subset=["test_loss"]) for run in drawn]
         has_error = bool(rows[0]["test_error"].notna().any())
         n = min(len(frame) for frame in rows)
@@ -251,32 +275,31 @@ def draw(groups: Mapping[str, Sequence[Run]], title: str) -> Figure:
             if len(values) > 1:
                 low, high = values.min(0), values.max(0)
                 axes.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
-        by_epoch.set_ylabel(f"{on} error (%)" if has_error else "loss")
+        by_epoch.set_ylabel(f"{on} error (%)" if has_error else f"{on} loss")
     by_epoch.set_xlabel("epochs of effective passes")
     by_time.set_xlabel("simulated seconds")
     by_epoch.legend(frameon=False)
     figure.suptitle(title, fontsize=10)
-    for axes in (by_epoch, by_time):
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
+    unframed(by_epoch, by_time)
     return figure
 
 
 def schedule(log: Schedule, out: Path) -> str:
-    """Saves a schedule, its delay table and histogram below ``out``; returns what to print."""
+    """Saves a schedule, its delay table and a figure below ``out``; returns what to print.
+
+    The figure: a histogram of the delays, and a Gantt chart of the first rounds.
+    """
     table, delays = delay_table(log), log.delays()
     out.mkdir(parents=True, exist_ok=True)
     log.save(out / "schedule.csv.gz")
     table.to_csv(out / "delays.csv", index=False, lineterminator="\n")
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-    axes = figure.subplots()
-    counts = np.bincount(delays) / len(delays)
-    axes.bar(np.arange(len(counts)), counts, width=0.9, color="#0072B2")
-    axes.axvline(delays.mean(), color="black", linestyle="--", linewidth=1)
-    spread = f"mean {delays.mean():.2f} (dashed), sd {delays.std():.2f}, max {delays.max()}"
-    axes.set_title(f"{log.workers} workers, {log.pushes:,} pushes: {spread}", fontsize=10)
-    axes.set(xlabel="delay (pushes)", ylabel="share of pushes")
-    axes.spines[["top", "right"]].set_visible(False)
+    figure = sheet(12.5, 4.2)
+    shares, rounds = figure.subplots(1, 2, width_ratios=[1, 1.6])
+    timeline.histogram(shares, log)
+    timeline.gantt(rounds, log)
+    spread = f"mean {delays.mean():.2f}, sd {delays.std():.2f}, max {delays.max()}"
+    figure.suptitle(f"{log.workers} workers, {log.pushes:,} pushes: delay {spread}", fontsize=10)
+    unframed(shares)
     figure.savefig(out / "delays.png", dpi=120)
     return "\n".join(
         (
@@ -286,7 +309,7 @@ def schedule(log: Schedule, out: Path) -> str:
             f"simulated duration {log.duration_s:,.1f} s",
             f"sha256             {log.sha256()}",
             f"log                {out / 'schedule.csv.gz'}",
-            f"histogram          {out / 'delays.png'}",
+            f"figure             {out / 'delays.png'}",
         )
     )
 
@@ -294,6 +317,7 @@ def schedule(log: Schedule, out: Path) -> str:
 def keep(run: Path, target: Path) -> None:
     """Copies a run's text files, without its schedule and TensorBoard events."""
     target.mkdir(parents=True, exist_ok=True)
-    for name in (*KEPT, *(["probe.csv"] if (run / "probe.csv").exists() else [])):
+    others = [name for name in ("probe.csv", FINGERPRINT) if (run / name).exists()]
+    for name in (*KEPT, *others):
         if (run / name).resolve() != (target / name).resolve():
             shutil.copyfile(run / name, target / name)

@@ -10,12 +10,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import yaml
-from hydra import compose, initialize_config_module
 
 from dcasgd_repro.errors import BadInput
+from dcasgd_repro.run.compose import composed
 from dcasgd_repro.run.identity import flat
 from dcasgd_repro.run.plan import build, plain_config
 from dcasgd_repro.run.read import Run, provenance_of
@@ -97,7 +98,11 @@ def trials(chosen: Study, grid: Grid, runs: Mapping[str, Sequence[Run]]) -> Foun
 
 
 def rounds(
-    chosen: Study, scale: str, seeds: int, extra: Sequence[str] = ()
+    chosen: Study,
+    scale: str,
+    seeds: int,
+    extra: Sequence[str] = (),
+    folders: Sequence[Path] = (),
 ) -> Iterator[tuple[Grid, list[Job]]]:
     """A grid and all its runs, for someone to run; then the extended grid, until nothing is asked.
 
@@ -105,13 +110,13 @@ def rounds(
     not, a split that leaves too few images, or a best value that no extension leaves behind.
     """
     assert chosen.tune is not None
-    check(chosen, scale)
+    check(chosen, scale, folders)
     grid: Grid = chosen.tune.values
     made: dict[str, list[Job]] = {}
     for _ in range(ROUNDS):
         asked = chosen.trials(grid)
         fresh = tuple(cell for cell in asked.cells if cell.name not in made)
-        for job in jobs_of(replace(asked, cells=fresh), scale, seeds, extra):
+        for job in jobs_of(replace(asked, cells=fresh), scale, seeds, extra, folders):
             made.setdefault(job.cell.name, []).append(job)
         jobs = [job for of_seed in zip(*(made[c.name] for c in asked.cells), strict=True)
                 for job in of_seed]  # fmt: skip
@@ -146,20 +151,17 @@ def of_kept(evidence: Evidence) -> Found:
     return trials(evidence.study, evidence.study.grid(evidence.scale), evidence.runs)
 
 
-def check(chosen: Study, scale: str) -> None:
+def check(chosen: Study, scale: str, folders: Sequence[Path] = ()) -> None:
     """Refuses a grid whose key or split no run could be made with, before any is. BadInput."""
     assert chosen.tune is not None
     key = chosen.tune.key
-    with initialize_config_module("dcasgd_repro.conf", version_base="1.3"):
-        for cell in chosen.cells:
-            cfg = compose("config", overrides=[f"scale={scale}", *cell.overrides])
-            if key not in (known := flat(plain_config(cfg, resolve=False), without=())):
-                near = (
-                    " or ".join(difflib.get_close_matches(key, known, n=2)) or "a key of the config"
-                )
-                raise BadInput("tune.key", key, f"no such key; did you mean {near}?")
-            cfg.validation = chosen.tune.validation
-            build(cfg, "task")
+    for cell in chosen.cells:
+        cfg = composed([f"scale={scale}", *cell.overrides], folders)
+        if key not in (known := flat(plain_config(cfg, resolve=False), without=())):
+            near = " or ".join(difflib.get_close_matches(key, known, n=2)) or "a key of the config"
+            raise BadInput("tune.key", key, f"no such key; did you mean {near}?")
+        cfg.validation = chosen.tune.validation
+        build(cfg, "task")
 
 
 def write(chosen: Study, scale: str, grid: Grid, jobs: Sequence[Job]) -> str:

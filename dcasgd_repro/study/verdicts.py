@@ -31,6 +31,10 @@ class Difference:
     n: int
 
     @property
+    def estimate(self) -> float:
+        return self.mean
+
+    @property
     def low(self) -> float:
         return self.mean - self.half
 
@@ -59,10 +63,14 @@ class Difference:
         return float(stats.t.sf(beyond / self.error, self.n - 1))
 
     def __str__(self) -> str:
+        return format(self, ".2f")
+
+    def __format__(self, form: str) -> str:
+        """Mean and half the interval, each as a number in that form."""
         if not self.n:
             return "-"
-        width = f" ± {self.half:.2f}" if math.isfinite(self.half) else ""
-        return f"{self.mean:+.2f}{width}"
+        width = f" ± {self.half:{form or '.2f'}}" if math.isfinite(self.half) else ""
+        return f"{self.mean:+{form or '.2f'}}{width}"
 
 
 NOTHING = Difference(math.nan, math.inf, 0)

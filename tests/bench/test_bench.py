@@ -122,6 +122,31 @@ def test_the_committed_page_is_that_of_the_files() -> None:
     assert (folder / "README.md").read_text() == expected
 
 
+def test_the_work_of_a_gradient_is_counted() -> None:
+    """ResNet-20: 121.2 million multiply-adds an image, forward and backward."""
+    flop, traffic = parts.work_of(parts.Network("ResNet-20, batch 2", 20, 16, 2))
+    assert flop * 64 == 31_029_952_512
+    assert traffic * 64 > 1.7e9  # activations, mostly: 1.79 GB at batch 128
+
+
+def test_traffic_counts_what_is_read_and_written_and_no_views() -> None:
+    a, b = torch.ones(100), torch.ones(100)
+    with parts.Traffic() as counted:
+        (a + b).view(10, 10)
+    assert counted.bytes == 3 * 400
+
+
+def test_bounds_are_parts_of_what_the_card_can_do() -> None:
+    roof = parts.Roof(flop_s=60e12, bytes_s=3e12, flop=31e9, bytes=1.8e9)
+    assert roof.gradients_s == pytest.approx(3e12 / 1.8e9)  # traffic is the longer of the two
+    row = roof.part("graphs", np.array([500.0, 600.0, 700.0]))
+    assert row.median == pytest.approx(0.36)
+    assert page.verdict(row) == "met"
+    assert page.verdict(roof.part("graphs", np.array([500.0]))) == "NOT met"
+    measured = parts.roof_of(torch.device("cpu"), 31e9, 1.8e9, size=64, rounds=2)
+    assert 0 < measured.gradients_s < 1e6
+
+
 def test_the_networks_steps_run() -> None:
     """Each loop that is timed takes its steps, into a second epoch and over a row of metrics."""
     network = parts.Network("tiny", 8, 2, 4)

@@ -14,6 +14,7 @@ import pytest
 
 from dcasgd_repro.cli import commands as cli
 from dcasgd_repro.cli import help as texts
+from dcasgd_repro.errors import BadInput
 from dcasgd_repro.schedule import Schedule
 
 TINY = ["task=synthetic", "images=256", "batch=8", "test_images=32", "workers=4"]
@@ -185,6 +186,9 @@ def test_report_tells_configurations_apart(call) -> None:
         (["train", "++checkpoint.every=3"], "checkpoint.every=3: no such key, and none can"),
         (["train", "exp=cifar_dc"], "exp=cifar_dc: an experiment is added: write +exp=cifar_dc"),
         (["train", "--foo"], "--foo: no such option; "),
+        (["train", "--hydra-help"], "--hydra-help: no such option; of Hydra's there are -m, "),
+        (["train", "--cfg", "jub"], "argument --cfg/-c: invalid choice: 'jub' (choose from "),
+        (["train", "hydra.verbose=true"], "hydra.verbose=true: nothing here writes a log; --info"),
         (["train", "checkpoint=5"], "checkpoint=5: this is a group of keys; set one inside it"),
         (["train", "lr=[]"], "lr={"),
         (["train", "scale=[]"], "scale=None: leaves "),
@@ -306,6 +310,43 @@ def test_a_key_of_another_rule_is_not_suggested(capsys: pytest.CaptureFixture[st
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("dcasgd-repro: rule.lam0=3: no such key; did you mean rule.momentum")
     assert "rule.lam0 or" not in line
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "scale"),
+    [
+        ("builds", "defaults: [mine, _self_]", "smoke"),
+        ("other", "defaults: [{override /task: imagenet}]", "imagenet"),
+        ("says", "defaults: [{override /task: quadratic}, {override /scale: laptop}]", "laptop"),
+        ("file", "defaults: [{override /task: quadratic.yaml}]", "smoke"),
+        ("own", "defaults: [{override /task: cifar10}]", "paper"),
+    ],
+)
+def test_an_experiment_of_ones_own_has_the_scale_of_its_task(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, text: str, scale: str
+) -> None:
+    (tmp_path / "exp").mkdir()
+    for file, lines in {"mine": "defaults: [{override /task: quadratic}]", name: text}.items():
+        (tmp_path / "exp" / f"{file}.yaml").write_text(f"# @package _global_\n{lines}\n")
+    words = ["-cd", str(tmp_path), f"+exp={name}", "--cfg", "job", "-p", "scale"]
+    assert cli.dispatch("schedule", words) == 0
+    assert capsys.readouterr().out == f"{scale}\n"
+
+
+def test_a_sweep_over_tasks_without_a_common_scale_is_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(BadInput, match=r"^scale=None: choose one; these experiments or tasks"):
+        cli.dispatch("schedule", ["-m", "+exp=imagenet_dc,cifar_dc"])
+    assert cli.dispatch("schedule", ["-m", "task=quadratic,synthetic", "workers=0,0"]) == 2
+    assert capsys.readouterr().out.count("== scale=smoke ") == 4
+
+
+def test_info_needs_no_value(capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.dispatch("schedule", ["--info"]) == 0
+    assert "Config search path" in capfd.readouterr().out
+    assert cli.dispatch("schedule", ["-i", "defaults", "task=quadratic"]) == 0
+    assert "scale/smoke" in capfd.readouterr().out
 
 
 def test_a_folder_of_ones_own_has_its_names_listed_and_its_task_heard(

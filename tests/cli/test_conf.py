@@ -15,6 +15,7 @@ from dcasgd_repro.cli.help import CONF
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.run import device, experiment, plan
 from dcasgd_repro.run import write as record
+from dcasgd_repro.run.identity import identity
 from dcasgd_repro.run.plan import plan_of
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "exp").glob("*.yaml"))
@@ -235,3 +236,40 @@ def test_bad_values_are_refused_under_the_key_that_was_typed(
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("task", ["cifar10", "synthetic"])
+def test_another_network_is_one_word(task: str) -> None:
+    default = composed(f"task={task}").task.model
+    assert OmegaConf.to_container(default, resolve=True) == {
+        "_target_": "dcasgd_repro.models.ResNet", "depth": 8, "width": 4, "norm": "batch",
+    }  # fmt: skip
+    assert composed(f"task={task}", "model.depth=20").task.model.depth == 20
+    other = composed(f"task={task}", "model=resnet50").task.model
+    assert OmegaConf.to_container(other) == {
+        "_target_": "dcasgd_repro.models.ResNet50", "classes": 10,
+    }  # fmt: skip
+    assert str(plan.build(composed(f"task={task}", "model=resnet50"), "task").model) == "ResNet-50"
+
+
+def test_tasks_choose_their_network_and_the_quadratic_has_none() -> None:
+    imagenet = composed("+exp=imagenet_dc").task.model
+    assert imagenet == {"_target_": "dcasgd_repro.models.ResNet50", "classes": 1000}
+    other = composed("+exp=imagenet_dc", "model=resnet").task.model
+    assert (other._target_, other.depth) == ("dcasgd_repro.models.ResNet", 8)
+    assert "model" not in composed("task=quadratic").task
+
+
+@pytest.mark.parametrize(
+    ("words", "before"),
+    [
+        (["+exp=cifar_dc", "scale=paper"], "4996605187a7e861"),
+        (["+exp=imagenet_ssgd", "scale=imagenet"], "a0b7167eb4b11dc9"),
+    ],
+)
+def test_a_run_is_what_it_was_before_there_was_a_group_of_networks(
+    words: list[str], before: str
+) -> None:
+    with initialize_config_module("dcasgd_repro.conf", version_base="1.3"):
+        cfg = compose("config", overrides=words)
+    assert identity(plan.plain_config(cfg))[:16] == before

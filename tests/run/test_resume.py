@@ -26,6 +26,7 @@ from dcasgd_repro.run import write as record
 from dcasgd_repro.run.plan import plan_of
 from dcasgd_repro.schedule import Constant, Generated, Schedule
 from dcasgd_repro.simulate import Server
+from dcasgd_repro.study.pages import made_with
 
 CELL = ["rule=dcasgd_a", "rule.mean_square=worker", "rule.momentum=0.9"]
 
@@ -76,6 +77,30 @@ def test_every_stop_goes_on_to_the_same_bits(
     assert list(torture.differences(run, whole)) == []
     resumed = json.loads((run / "provenance.json").read_text())["resumed"]
     assert [r["after_push"] for r in resumed] == [push]
+
+
+def test_a_run_that_goes_on_elsewhere_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one line, in its provenance, and in the caption of a page."""
+    plan = plan_of(torture.config(CELL, tmp_path / "run"))
+
+    def message(until: int | None = None) -> list[str]:
+        lines: list[str] = []
+        experiment.run(plan, say=lambda line: lines.append(line), until=until)
+        return [line for line in lines if line.startswith("note      goes on elsewhere")]
+
+    assert message(until=5) == message(until=10) == []
+    run = read.Run.read(tmp_path / "run")
+    assert "elsewhere" not in made_with([run])
+    here = torch.backends.cpu.get_cpu_capability()
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "SVE256")
+    (line,) = message()
+    assert line.endswith(f"float32 sums may differ: cpu_capability was {here}, is SVE256")
+    run = read.Run.read(tmp_path / "run")
+    places = [origin["cpu_capability"] for origin in read.origins(run.provenance)]
+    assert places == [here, here, "SVE256"]
+    assert made_with([run, run]).endswith("Of these runs, 2 went on elsewhere: bits may differ.")
 
 
 def test_the_workers_statistics_are_the_same_after_a_stop(

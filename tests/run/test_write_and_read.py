@@ -1,6 +1,7 @@
 """The run directory against itself: every number recomputed from the schedule and the rows."""
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -15,14 +16,17 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 
 from dcasgd_repro.data.images import Synthetic
 from dcasgd_repro.errors import BadInput
+from dcasgd_repro.fast.graphs import Graphs
 from dcasgd_repro.lr import Step as Rate
 from dcasgd_repro.models import ResNet
 from dcasgd_repro.rules import ASGD, SSGD
-from dcasgd_repro.run import experiment, identity, plan, read
+from dcasgd_repro.run import device, experiment, identity, plan, read
 from dcasgd_repro.run import write as record
+from dcasgd_repro.run.compose import LINKS, PLACES
 from dcasgd_repro.run.plan import plan_of
 from dcasgd_repro.schedule import Constant, Generated, Schedule
 from dcasgd_repro.simulate import Server, Step, ratio
+from dcasgd_repro.study import pages
 from dcasgd_repro.study import runs as report
 from dcasgd_repro.tasks import Classification, Quadratic
 
@@ -227,22 +231,22 @@ def test_every_link_of_the_config_is_known() -> None:
     found = {}
     for path in Path(plan.__file__).parents[2].glob("conf/*/*.yaml"):
         raw = OmegaConf.to_container(OmegaConf.load(path))
-        nodes = [(path.parent.name, raw)]
+        nodes = [(PLACES[path.parent.name], raw)] if path.parent.name in PLACES else []
         while nodes:
             at, node = nodes.pop()
             if isinstance(node, dict):
                 nodes += [(f"{at}.{key}", child) for key, child in node.items()]
             elif str(node).startswith("${"):
                 found[at] = str(node)[2:-1]
-    assert found == plan.LINKS
+    assert found == LINKS
 
 
-@pytest.mark.parametrize("inside", sorted(set(plan.LINKS) - {"task.seed", "task.data.root"}))
+@pytest.mark.parametrize("inside", sorted(set(LINKS) - {"task.seed", "task.data.root"}))
 def test_the_inside_of_a_link_is_refused(inside: str, tmp_path: Path) -> None:
     value = {"task.data.augment": "false", "task.model.norm": "none", "task.model.depth": "14"}
     given = value.get(inside, "3")
     lr = ["lr=warmup"] if inside.startswith("lr.") else []
-    with pytest.raises(BadInput, match=rf"^{inside}=\w+: set {plan.LINKS[inside]}="):
+    with pytest.raises(BadInput, match=rf"^{inside}=\w+: set {LINKS[inside]}="):
         run(tmp_path / "run", *lr, f"{inside}={given}")
     assert not (tmp_path / "run").exists()
 
@@ -370,6 +374,80 @@ def test_a_field_of_ones_own_that_is_called_like_a_key_of_ours_counts() -> None:
     assert identity.identity({**said, "scale": "paper"}) == identity.identity(said)
 
 
+def test_a_lower_precision_makes_another_run_and_full_leaves_runs_what_they_are() -> None:
+    said = {"rule": {"_target_": "mine.Rule"}, "engine": {"_target_": "simulate"}}
+
+    def graphs(precision: str) -> str:
+        return identity.identity({**said, "engine": {"_target_": "G", "precision": precision}})
+
+    assert (
+        graphs("float32") == identity.identity(said) == identity.identity({**said, "engine": None})
+    )
+    assert len({graphs(precision) for precision in ("float32", "tf32", "bfloat16")}) == 3
+
+
+def test_a_lower_precision_is_in_labels_and_its_runs_are_no_group_with_others(
+    tmp_path: Path,
+) -> None:
+    full = run(tmp_path / "full", "epochs=0.25", "engine=graphs")
+    half = tmp_path / "half"
+    shutil.copytree(full, half)
+    text = (half / "config.yaml").read_text()
+    assert text.count("precision: float32") == 1
+    (half / "config.yaml").write_text(text.replace("precision: float32", "precision: bfloat16"))
+    runs = [read.Run.read(path) for path in (full, half)]
+    first, second = report.grouped(runs)
+    assert (first, second) == (report.label(runs[0]), f"{report.label(runs[0])}, bfloat16")
+    assert pages.made_with(runs[:1]).endswith("in all.")
+    assert pages.made_with(runs).endswith("in all. Gradients were computed in bfloat16.")
+
+
+def test_a_precision_that_the_device_lacks_is_refused_before_anything_is_written(
+    tmp_path: Path,
+) -> None:
+    told = small_plan(engine=Graphs("tf32"), device="cpu", run_dir=tmp_path / "run")
+    with pytest.raises(BadInput, match=r"^engine.precision=tf32: only CUDA has it, this is cpu"):
+        experiment.run(told, say=lambda line: None)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_package_that_is_not_installed_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    version = record.metadata.version
+
+    def elsewhere(name: str) -> str:
+        if name == "dcasgd-repro":
+            raise record.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(record.metadata, "version", elsewhere)
+    here = record.environment(torch.device("cpu"))
+    assert here["versions"]["dcasgd-repro"] is None
+    assert here["versions"]["torch"] == version("torch")
+    assert not {"driver", "cudnn", "capability"} & here.keys()
+
+
+@pytest.mark.parametrize(
+    ("told", "driver"),
+    [
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.129.03  Thu Oct 19", "535.129.03"),
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.82.07  Re", "580.82.07"),
+        ("another text 1.2", None),
+        (None, None),
+    ],
+)
+def test_a_run_on_cuda_says_with_what(
+    told: str | None, driver: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if told is not None:
+        (tmp_path / "version").write_text(told)
+    monkeypatch.setattr(device, "DRIVER", tmp_path / "version")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)
+    assert device.cuda_of(torch.device("cuda")) == {
+        "driver": driver, "cuda": torch.version.cuda, "cudnn": 91002, "capability": "9.0"
+    }  # fmt: skip
+
+
 def small_plan(**changes: object) -> plan.Plan:
     parts: dict[str, object] = {
         "rule": ASGD(),
@@ -382,15 +460,10 @@ def small_plan(**changes: object) -> plan.Plan:
     return plan.Plan(**(parts | changes))  # type: ignore[arg-type]
 
 
-class Nameless(ASGD):
-    name = None  # type: ignore[assignment]
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"rate": lambda epoch: 0.1}, "rate=<function"),  # its parameters cannot be seen
-        ({"rule": Nameless()}, "rule=Nameless: its class has no name"),
         ({"workers": 3}, "schedule.workers=2: the plan has 3; make both the same"),
         ({"stop_epoch": 2}, "stop_epoch=2: the run has 1 epochs"),
         ({"probe_every": 0}, "probe.every=0: give a whole number"),
@@ -420,3 +493,23 @@ def test_a_split_without_a_config_is_a_validation_too() -> None:
     length = plan.Length(images=64, batch=4, epochs=1)
     assert identity.evaluated_on(small_plan(task=task, length=length).config) == "validation"
     assert identity.evaluated_on(small_plan().config) == "test"
+
+
+class Labelled(ASGD):
+    name, label = "mine", "Mine, v2"
+
+
+def test_a_rule_of_ones_own_has_its_label_and_a_colour_of_its_own(tmp_path: Path) -> None:
+    mine, plain = (
+        experiment.run(small_plan(run_dir=tmp_path / rule.name, rule=rule), say=len)
+        for rule in (Labelled(), ASGD())
+    )
+    assert "rule_label" not in summary_in(plain)
+    groups = report.grouped([read.Run.read(path) for path in (mine, plain)])
+    assert list(groups) == ["ASGD, M = 2", "Mine, v2, M = 2"]
+    lines = report.draw(groups, "both").axes[0].lines
+    colours = {str(line.get_label()): line.get_color() for line in lines}
+    assert colours["ASGD, M = 2"] == "#D55E00" != colours["Mine, v2, M = 2"]
+    text = report.comparison([tmp_path], None)  # a quadratic: losses, no columns of errors
+    assert f"| ASGD, M = 2 | 1 | {summary_in(plain)['test_loss_final']:.4g} |" in text
+    assert "error" not in text

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from matplotlib.figure import Figure
 from scipy import stats
 
 from dcasgd_repro.cli import commands as cli
@@ -17,11 +19,14 @@ from dcasgd_repro.errors import BadInput
 from dcasgd_repro.study import figures
 from dcasgd_repro.study import pages as results
 from dcasgd_repro.study.evidence import Evidence
-from dcasgd_repro.study.grid import FIGURES, names, study
+from dcasgd_repro.study.grid import names, study
+from dcasgd_repro.study.looks import PAPERS, looks
 from dcasgd_repro.study.verdicts import Difference, above, difference, equal, holm
 
 ROOT = Path(__file__).parents[2]
-DRAWN = [kind for kind in FIGURES if kind not in ("lr", "taylor")]  # see test_tune, test_probe
+DRAWN = [
+    kind for kind in figures.registered() if kind not in ("lr", "taylor")
+]  # see test_tune, test_probe
 T2 = 0.95 * math.sqrt(2 / (1 - 0.95**2))  # Student's t, 97.5 %, 2 degrees of freedom: 4.3027
 
 
@@ -273,7 +278,7 @@ def test_a_run_that_diverged_counts_as_guessing_and_is_named(mine: Path) -> None
     dc = evidence.found[0]
     assert dc.verdict == "undecided"
     assert (dc.difference.n, dc.difference.mean) == (3, pytest.approx((5 - 39 + 7) / 3))
-    assert dc.lost == ("dc-8 (seed 1)",)
+    assert dc.diverged == ("dc-8 (seed 1)",)
     assert evidence.found[1].verdict == "not reproduced"
     row = evidence.table.set_index("cell").loc["dc-8"]
     assert (row["n"], row["diverged"]) == (2, 1)
@@ -342,12 +347,12 @@ def test_equivalence_order_margin_and_curve_are_judged(mine: Path) -> None:
     # from 90 at epoch 0: sgd is at 30 at 1; dc at 85, 84, 83 at 1 and at 45 at 2; asgd at 90 at 1
     # and at 50, 51, 52 at 2, so that seed 2 never comes to 51.5
     at = np.mean([1 + (first - 51.5) / (first - 45) for first in (85, 84, 83)])
-    assert evidence.found[3].instead == f"{38.5 / 60:.1f}, {at:.1f}, never, n = 3"
+    assert evidence.found[3].observed == f"{38.5 / 60:.1f}, {at:.1f}, never, n = 3"
     assert words[3:5] == ["reproduced", "not reproduced"]
     # sgd 30 against 36 at epoch 2 and 32 at epoch 4: 4 away on average
-    assert evidence.found[5].instead == "4.0 away, n = 3"
+    assert evidence.found[5].observed == "4.0 away, n = 3"
     assert words[5:7] == ["reproduced", "not reproduced"]
-    assert (words[7], evidence.found[7].instead) == ("undecided", "")  # no run has that column
+    assert (words[7], evidence.found[7].observed) == ("undecided", "")  # no run has that column
     page = results.page(evidence, ["", results.markdown_claims(evidence)])
     assert "| dc-8 = tiny-8 within 1 | +0.00 ± 0.00 | 3 | - |" in page
     assert "asgd-8 - dc-8 >= 3" in page
@@ -418,7 +423,7 @@ def test_a_curve_beyond_what_was_run_is_not_judged(mine: Path) -> None:
     with pytest.raises(BadInput, match="a curve is compared at epochs"):
         claims_of(mine, [claim], "laptop")
     evidence = claims_of(mine, [claim], "paper", epochs=[2, 9])  # the runs have 5 epochs
-    assert (evidence.found[0].verdict, evidence.found[0].instead) == ("undecided", "")
+    assert (evidence.found[0].verdict, evidence.found[0].observed) == ("undecided", "")
 
 
 def test_a_run_is_read_up_to_the_epoch_its_study_stops_at(mine: Path) -> None:
@@ -585,3 +590,205 @@ def test_a_claim_without_a_test_is_in_no_family(mine: Path) -> None:
     claim: dict[str, object] = {"order": ["sgd", "dc-8"], "measure": "epochs_to", "primary": True}
     with pytest.raises(BadInput, match="primary: order has no test"):
         claims_of(mine, [claim], "laptop")
+
+
+def test_a_figure_is_one_function(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Registered under its name, a grid.yaml may ask for it at once."""
+    monkeypatch.setattr(figures, "_REGISTERED", dict(figures.registered()))
+    path = mine / "grid.yaml"
+    path.write_text(path.read_text().replace("figure: table", "figure: blank"))
+    with pytest.raises(BadInput, match="figure=blank: choose epochs, lambda, lr"):
+        study(str(mine))
+
+    @figures.figure("blank")
+    def blank(evidence: Evidence) -> Figure:
+        return figures.sheet(3, 2)
+
+    drawn = figures.draw(Evidence(study(str(mine)), "laptop", Path("results")))
+    assert drawn.get_suptitle() == "Mine (laptop scale)"
+    with pytest.raises(ValueError, match="two figures are called blank"):
+        figures.figure("blank")(blank)
+
+
+def drawn(mine: Path, kind: str) -> Figure:
+    return figures.draw(Evidence(replace(study(str(mine)), figure=kind), "laptop", Path("results")))
+
+
+def cells_of(mine: Path, cells: dict[str, dict[str, object]]) -> None:
+    """A study of these cells in place of its own: what ``make_run`` is given, and ``error``."""
+    grid = yaml.safe_load((mine / "grid.yaml").read_text())
+    grid |= {"cells": dict.fromkeys(cells, "a"), "claims": []}
+    (mine / "grid.yaml").write_text(yaml.dump(grid, sort_keys=False))
+    shutil.rmtree("results/mine")
+    for cell, given in cells.items():
+        path = Path(f"results/mine/laptop/runs/{cell}-seed0")
+        make_run(path, [float(str(given["error"]))] * 5, **given)
+
+
+def lines_of(figure: Figure, axes: int = 0) -> dict[str, tuple[str, str, list[float]]]:
+    """The labelled lines of a plot: colour, dashes and heights."""
+    return {
+        str(line.get_label()): (
+            str(line.get_color()),
+            line.get_linestyle(),
+            [float(y) for y in np.atleast_1d(line.get_ydata())],
+        )
+        for line in figure.axes[axes].lines
+        if not str(line.get_label()).startswith("_")
+    }
+
+
+def test_a_line_against_workers_is_of_one_configuration(mine: Path) -> None:
+    """27.1 and 0.34 % at two learning rates are two points, not one of 13.7 %."""
+    cells: dict[str, dict[str, object]] = {}
+    for base, errors in ((0.1, (0.271, 0.3)), (0.3, (0.0034, 0.01))):
+        for m, error in zip((4, 8), errors, strict=True):
+            config = {"lr": {"milestones": [4], "base": base}}
+            cells[f"asgd-{m}-{base}"] = {"error": error, "workers": m, "config": config}
+    config = {"lr": {"milestones": [4], "base": 0.1}}
+    cells["sgd"] = {"error": 0.2, "workers": 1, "config": config}
+    cells_of(mine, cells)
+    lines = lines_of(drawn(mine, "workers"))
+    assert lines["ASGD, lr.base=0.1"][2] == pytest.approx([20, 27.1, 30])  # with its own SGD
+    assert lines["ASGD, lr.base=0.3"][2] == pytest.approx([0.34, 1.0])
+    one, other = (lines[f"ASGD, lr.base={base}"][:2] for base in (0.1, 0.3))
+    assert (one[0], one[1] == other[1]) == (other[0], False)  # the rule's colour, other dashes
+
+
+@pytest.mark.parametrize("kind", ["epochs", "workers"])
+def test_rules_of_ones_own_are_told_apart_and_move_no_other(mine: Path, kind: str) -> None:
+    rules = ("asgd", "dcasgd_a", "mine", "yours")
+    cells = {rule: {"error": 0.1, "rule": rule} for rule in rules}
+    cells_of(mine, cells)
+    path = Path("results/mine/laptop/runs/mine-seed0/summary.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rule_label": "Mine, v2"}))
+    lines = lines_of(drawn(mine, kind))
+    assert set(lines) == {"ASGD", "DC-ASGD-a", "Mine, v2", "yours"}
+    assert lines["ASGD"][:2] == ("#D55E00", "--")
+    assert lines["DC-ASGD-a"][:2] == ("#0072B2", "-")
+    assert len({line[:2] for line in lines.values()}) == 4
+    cells_of(mine, {rule: {"error": 0.1, "rule": rule} for rule in ("asgd", "yours")})
+    assert lines_of(drawn(mine, kind))["yours"][:2] == lines["yours"][:2]
+
+
+def test_two_rules_of_one_label_are_two_lines(mine: Path) -> None:
+    cells_of(mine, {rule: {"error": 0.1, "rule": rule} for rule in ("mine", "yours")})
+    for path in Path("results/mine/laptop/runs").glob("*/summary.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"rule_label": "Same"}))
+    lines = lines_of(drawn(mine, "workers"))
+    assert set(lines) == {"Same, rule._target_=mine", "Same, rule._target_=yours"}
+
+
+def test_thirty_rules_have_their_looks_and_none_is_the_papers(mine: Path) -> None:
+    cells_of(mine, {"asgd": {"error": 0.1}})
+    [run] = Evidence(study(str(mine)), "laptop", Path("results")).all_runs
+    names = [f"rule{k}" for k in range(30)]
+    found = looks([run, *(replace(run, summary={**run.summary, "rule": n}) for n in names)])
+    styles = [(found[name].colour, found[name].dashes) for name in names]
+    assert len(set(styles)) == 30  # as many as there are
+    assert len({(found[name].colour, found[name].marker) for name in names}) == 30
+    assert not {look.colour for look in PAPERS.values()} & {colour for colour, _ in styles}
+
+
+def test_cells_of_one_rule_in_one_panel_are_called_by_their_names(mine: Path) -> None:
+    cells: dict[str, dict[str, object]] = {"slow": {"error": 0.1}, "fast": {"error": 0.1}}
+    cells_of(mine, cells | {"dc": {"error": 0.2, "rule": "dcasgd_a"}})
+    lines = lines_of(drawn(mine, "epochs"))
+    assert set(lines) == {"slow", "fast", "DC-ASGD-a"}
+    assert lines["slow"][:2] == ("#D55E00", "--")
+    assert lines["fast"][:2] == ("#D55E00", "-")
+
+
+@pytest.mark.parametrize("kind", ["epochs", "seconds", "prefix", "settings", "lambda"])
+def test_the_papers_runs_are_spoken_of_where_there_are_some(mine: Path, kind: str) -> None:
+    def words(figure: Figure) -> str:
+        legends = [axes.get_legend() for axes in figure.axes]
+        texts = [text.get_text() for legend in legends if legend for text in legend.get_texts()]
+        return " ".join([*texts, figure.get_supxlabel()])
+
+    assert "paper" not in words(drawn(mine, kind))
+    (mine / "curves.csv").write_text(
+        "cell,workers,split,epoch,seconds,error\nsgd,8,test,2,20,0.3\nsgd,8,train,2,20,0.3\n"
+    )
+    assert "the paper's run" in words(drawn(mine, kind))
+
+
+def quadratic(mine: Path) -> None:
+    """The same runs of a task without classes: their test errors are their losses."""
+    for path in Path("results/mine/laptop/runs").glob("*"):
+        rows = pd.read_csv(path / "metrics.csv")
+        rows = rows.assign(test_loss=rows["test_error"], test_error=np.nan, train_error=np.nan)
+        rows.to_csv(path / "metrics.csv", index=False)
+        summary = json.loads((path / "summary.json").read_text())
+        summary |= {"task": "quadratic", "test_loss_final": rows["test_loss"].iloc[-1]}
+        (path / "summary.json").write_text(json.dumps(summary))
+
+
+def test_a_task_without_classes_is_judged_by_its_loss(mine: Path) -> None:
+    quadratic(mine)
+    evidence = Evidence(study(str(mine)), "laptop", Path("results"))
+    dc, *_ = evidence.found
+    assert (dc.verdict, dc.difference.n) == ("reproduced", 3)
+    assert dc.difference.mean == pytest.approx(0.06)  # 0.05, 0.06, 0.07
+    half = T2 * 0.01 / math.sqrt(3)
+    results.write(study(str(mine)), "laptop", Path("results"))
+    page = Path("results/mine/laptop/README.md").read_text()
+    assert f"| dc-8 < asgd-8 | +0.06 ± {half:.3g} | 3 | 3 |" in page
+    assert "| dc-8 | 3 | 0.45 ± 0 | -0.06 ± " in page
+    assert "of the final test loss" in page
+    assert "error" not in page.replace("so no errors", "")
+    table = pd.read_csv("results/mine/laptop/cells.csv").set_index("cell")
+    assert table.loc["asgd-8", "test_loss_final_mean"] == pytest.approx(0.51)
+
+
+@pytest.mark.parametrize("kind", DRAWN)
+def test_every_figure_draws_a_task_without_classes(mine: Path, kind: str) -> None:
+    quadratic(mine)
+    path = Path("results/mine/laptop/runs/dc-8-seed1/summary.json")
+    path.write_text(path.read_text().replace('"finished"', '"diverged"'))
+    figure = drawn(mine, kind)
+    figure.canvas.draw()
+    along_x = kind in ("table", "readings")
+    lines = [line for axes in figure.axes for line in axes.lines]
+    data = [np.atleast_1d(line.get_xdata() if along_x else line.get_ydata()) for line in lines]
+    values = np.concatenate(data).astype(float)
+    expected = -0.21 if kind == "readings" else 0.51  # asgd against sgd; asgd's mean
+    assert np.isclose(values, expected).any()
+    assert values.max() < 10  # no error of guessing among losses
+
+
+def test_a_study_of_ones_own_is_in_the_overview_and_its_links_lead_somewhere(mine: Path) -> None:
+    own = mine.parent.parent / "elsewhere" / "own"
+    shutil.copytree(mine, own)
+    Path("results/mine").rename("results/own")
+    grid = yaml.safe_load((own / "grid.yaml").read_text())
+    grid["claims"] = [{"lower": "dc-8", "higher": "asgd-8"}]  # a claim of one's own, of no paper
+    (own / "grid.yaml").write_text(yaml.dump(grid, sort_keys=False))
+    (own / "paper.csv").unlink()
+    assert cli.report([str(own)]) == 0
+    page = Path("results/own/laptop/README.md")
+    [link] = re.findall(r"\[grid.yaml\]\((.*?)\)", page.read_text())
+    assert (page.parent / link).resolve() == own / "grid.yaml"
+    assert "The paper's numbers" not in page.read_text()
+    (own / "claim.md").write_text("What I claim.")
+    assert cli.report([str(own)]) == 0
+    [link] = re.findall(r"\[claim.md\]\((.*?)\)", page.read_text())
+    assert (page.parent / link).resolve() == own / "claim.md"
+    shutil.rmtree(own)  # the overview of another day, when nobody names that folder
+    assert cli.report([]) == 0
+    row = "| [own](own/laptop/README.md) | laptop | 1 can explain | 12 (n = 3) | commit abcdef0;"
+    assert row in Path("results/README.md").read_text()
+
+
+def test_a_change_counts_from_as_many_seeds_as_the_study_asks_for(mine: Path) -> None:
+    folder = Path("results/mine/laptop/runs")
+    for seed, points in enumerate((1.9, 2, 2)):
+        dc = pd.read_csv(folder / f"dc-8-seed{seed}" / "metrics.csv")
+        path = folder / f"tiny-8-seed{seed}" / "metrics.csv"
+        pd.read_csv(path).assign(test_error=dc["test_error"] + points / 100).to_csv(path)
+    claims: list[dict[str, object]] = [
+        {"lower": "dc-8", "higher": "asgd-8"},
+        {"lower": "tiny-8", "higher": "asgd-8", "than": "dc-8"},
+    ]
+    assert claims_of(mine, claims, "laptop").found[1].moved
+    assert not claims_of(mine, claims, "laptop", least_n=4).found[1].moved

@@ -17,6 +17,7 @@ from dcasgd_repro.study.grid import names, study
 from dcasgd_repro.study.reproduce import CELLS, jobs_of
 
 ROOT = Path(__file__).parents[2]
+TAX = ROOT / "experiments" / "staleness_tax"
 KEPT = sorted((ROOT / "results").glob("*/*/runs/*"))
 
 
@@ -72,6 +73,30 @@ def test_a_grid_is_expanded_over_its_axes(tmp_path: Path) -> None:
     assert made.name == made.runs_of == "mine"
 
 
+def test_a_cell_or_claim_stands_for_the_axes_that_it_names(tmp_path: Path) -> None:
+    made = study(
+        grid(
+            tmp_path / "mine",
+            {
+                "title": "t",
+                "for": {"M": [2, 4], "R": ["asgd", "ssgd"]},
+                "cells": {"m-{M}": "workers={M}", "{R}-{M}": "rule={R} workers={M}"},
+                "claims": [
+                    {"lower": "m-{M}", "higher": "asgd-{M}"},
+                    {"order": ["m-2", "{R}-2"]},
+                    {"equal": ["m-{M}", "{R}-4"], "within": 1},
+                ],
+            },
+        )
+    )
+    names = ["m-2", "m-4", "asgd-2", "ssgd-2", "asgd-4", "ssgd-4"]
+    assert [cell.name for cell in made.cells] == names
+    assert [claim.cells for claim in made.claims] == [
+        ("m-2", "asgd-2"), ("m-4", "asgd-4"), ("m-2", "asgd-2"), ("m-2", "ssgd-2"),
+        ("m-2", "asgd-4"), ("m-2", "ssgd-4"), ("m-4", "asgd-4"), ("m-4", "ssgd-4"),
+    ]  # fmt: skip
+
+
 def test_than_is_expanded_and_names_one_other_difference(tmp_path: Path) -> None:
     content = {"title": "t", "cells": {"a-{L}": "", "d-{L}": "", "b": ""}, "for": {"L": [1, 2]}}
     claims = [
@@ -98,6 +123,22 @@ def test_the_beginning_of_a_name_is_enough() -> None:
         study("fig")
     with pytest.raises(BadInput, match=r"^study=nope: no such study; choose .*table1_cifar10"):
         study("nope")
+
+
+def test_a_word_that_means_two_studies_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("staleness", "fig"):
+        grid(tmp_path / name, {"title": "t", "cells": {"a": "+exp=cifar_dc"}})
+    two = "a folder here and the beginning of staleness_tax; write ./staleness or staleness_tax"
+    with pytest.raises(BadInput, match=f"^study=staleness: {two}$"):
+        study("staleness")
+    assert study("./staleness").folder == tmp_path / "staleness"
+    assert study("staleness_tax").folder == study("staleness_").folder == TAX
+    assert study("fig").folder == tmp_path / "fig"  # the beginning of three names: of none
+    monkeypatch.chdir(ROOT / "experiments")
+    assert study("staleness_tax").folder == study("staleness").folder == TAX
 
 
 @pytest.mark.parametrize(
@@ -134,8 +175,12 @@ def test_the_beginning_of_a_name_is_enough() -> None:
             "ValueError: a claim with thn",
         ),
         ({"title": "t", "cells": {"a-{K}": ""}, "for": {"M": [1]}}, "KeyError: 'K'"),
+        (
+            {"title": "t", "cells": {"a": "workers={M}"}, "for": {"M": [1, 2]}},
+            "cell a runs with {M}; put it into its name too",
+        ),
         ({"title": "t", "cells": ["a"]}, "AttributeError"),
-        ({"title": "t", "cells": {"a": ""}, "figure": "pie"}, "figure=pie: choose table, epochs"),
+        ({"title": "t", "cells": {"a": ""}, "figure": "pie"}, "figure=pie: choose epochs, lambda"),
         ({"title": "t", "cells": {"a": ""}, "measure": "best"}, "measure=best: choose last10, be"),
         ({"title": "t", "cells": {"../x": ""}}, "'../x' is no name for a cell"),
         ({"title": "t", "cells": {"a": "seed=3"}}, "cell a sets seed, which is for reproduce"),
@@ -208,7 +253,9 @@ def test_cells_of_two_studies_share_their_run() -> None:
     assert at["asgd-8-seed0"].parent == CELLS
 
 
-@pytest.mark.parametrize("word", ["epochs=2", "rule.lam0=3", "seed=4", "scale=paper"])
+@pytest.mark.parametrize(
+    "word", ["epochs=2", "rule.lam0=3", "seed=4", "scale=paper", "engine.precision=tf32"]
+)
 def test_a_number_of_the_study_cannot_be_changed_in_passing(word: str) -> None:
     with pytest.raises(BadInput, match=r"would make it another study: copy its folder"):
         jobs_of(study("table1"), "laptop", 1, [word])

@@ -10,13 +10,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import yaml
 
 from dcasgd_repro.cli import commands as cli
 from dcasgd_repro.errors import BadInput
-from dcasgd_repro.run.verify import verify
 from dcasgd_repro.study import display, launchers, reproduce
 from dcasgd_repro.study.grid import study
 
@@ -314,6 +312,38 @@ def test_the_live_table_shows_every_cell(
     assert display.clock(3725.4) == "1:02:05"
 
 
+BROKEN = {
+    "inherited": ("+exp=imagenet_dc rule=asgd", "rule.decay=0.0: ASGD has no such key"),
+    "gone": (f"{QUADRATIC} schedule=file schedule.path=none.csv", "schedule.path=none.csv: not a "),
+    "unread": (f"{QUADRATIC} augment=false", "augment=false: task quadratic reads no augment;"),
+    "adds": (f"{QUADRATIC} +workerz=3", "workerz=3: no such key, and none can be added here"),
+    "wrong": (f"{QUADRATIC} rule.momentum=2", "rule.momentum=2: give a finite number >= 0 and <"),
+}
+
+
+def test_a_dry_run_says_which_study_it_is_and_refuses_cells_of_which_no_run_can_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cells = {name: words for name, (words, _) in BROKEN.items()}
+    name = grid(tmp_path / "mine", {"fine": f"{QUADRATIC} workers=2", **cells})
+    assert cli.reproduce([name, "scale=smoke", "seeds=2", "--dry-run"]) == 2
+    out, err = capsys.readouterr()
+    assert out.splitlines()[0] == f"mine, scale=smoke, of {tmp_path / 'mine'}"
+    assert "12 runs, 12 to do" in out
+    lines = err.splitlines()
+    assert len(lines) == len(BROKEN)
+    for cell, (_, message) in BROKEN.items():
+        assert any(line.startswith(f"dcasgd-repro: cell {cell}: {message}") for line in lines)
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_cell_whose_class_cannot_be_had_is_refused_by_name(tmp_path: Path) -> None:
+    name = grid(tmp_path / "mine", {"a": "task=quadratic rule=my_rulez:MyRule"})
+    with pytest.raises(BadInput, match=r"^cell a: rule=my_rulez:MyRule: there is no module my_ru"):
+        reproduce.jobs_of(study(name), "smoke", 1)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -393,39 +423,6 @@ def test_a_study_killed_and_run_again_ends_as_if_it_had_not_been(
     assert a["pushes"] == 6400
     assert a["weights_sha256"] == b["weights_sha256"]
     assert (stopped / "results/mine/smoke/README.md").exists()
-
-
-def test_a_kept_run_is_verified_digit_for_digit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    words = f"train {QUADRATIC} workers=4 task.noise=0.1 scale=smoke threads=1 run_dir=run epochs=9"
-    monkeypatch.setattr(sys, "argv", ["dcasgd-repro", *words.split()])
-    with pytest.raises(SystemExit, match="0"):
-        cli.main()
-    message, equal = verify(Path("run"))
-    assert equal
-    assert message == "run: 200 pushes, 7 rows of 9 numbers: all equal, digit for digit"
-    rows = pd.read_csv("run/metrics.csv", dtype=str)
-    rows.loc[4, "train_loss"] = str(float(rows.loc[4, "train_loss"]) * 1.01)
-    rows.to_csv("run/metrics.csv", index=False)
-    message, equal = verify(Path("run"))
-    assert not equal
-    assert (
-        "they differ from push 150 on; there by at most 9.9e-03 of the value, in train_lo"
-        in message
-    )
-    assert message.endswith("versions, device and threads are the run's own")
-    origin = json.loads(Path("run/provenance.json").read_text())
-    origin["versions"]["torch"] = "1.0"
-    Path("run/provenance.json").write_text(json.dumps(origin))
-    assert "torch was 1.0, is " in verify(Path("run"))[0]
-    assert cli.verify(["run"]) == 1
-    rows[rows["push"].astype(int) > 200].to_csv("run/metrics.csv", index=False)
-    with pytest.raises(BadInput, match=r"^run=run: its metrics.csv has no row up to push 200"):
-        verify(Path("run"))
-    with pytest.raises(BadInput, match=r"^run=nowhere: no readable config.yaml there"):
-        verify(Path("nowhere"))
 
 
 def test_slurm_jobs_run_the_command_and_say_when_they_ended(

@@ -1,0 +1,118 @@
+"""A message log, drawn: its delays, and who computes and waits in its first rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from dcasgd_repro.schedule import PUSH, Schedule, delay_table
+from dcasgd_repro.schedule.log import first
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+
+BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "#666666"
+SHOWN = 16  # workers of a Gantt chart
+ROUNDS = 4  # pushes a worker of a Gantt chart, on average
+NUMBERED = 60  # pushes that can have their delays written beside them
+
+
+class Span(NamedTuple):
+    """What a worker does from one message to the next, in simulated seconds."""
+
+    worker: int
+    computes: bool  # else it waits, between its push and its next pull
+    start_s: float
+    end_s: float
+
+
+def spans(log: Schedule) -> list[Span]:
+    """What each worker does between two messages of its own, to the log's last message.
+
+    A worker computes from its pull to its push, the way of its messages included.
+    """
+    found, since = [], dict[int, tuple[float, bool]]()
+    for clock, kind, m in log:
+        if m in since:
+            start, computes = since[m]
+            found.append(Span(m, computes, start, clock))
+        since[m] = (clock, kind == "pull")
+    end = float(log.clock[-1]) if len(log) else 0.0
+    found += [Span(m, computes, start, end) for m, (start, computes) in since.items()]
+    return [span for span in found if span.end_s > span.start_s]
+
+
+def histogram(axes: Axes, log: Schedule) -> None:
+    """The share of pushes with each delay."""
+    delays = log.delays()
+    counts = np.bincount(delays) / len(delays)
+    axes.bar(np.arange(len(counts)), counts, width=0.9, color=BLUE)
+    axes.axvline(delays.mean(), color="black", linestyle="--", linewidth=1)
+    whole_ticks(axes.xaxis)
+    axes.set_axisbelow(True)
+    axes.set(xlabel="delay (pushes; dashed: the mean)", ylabel="share of pushes")
+
+
+def whole_ticks(axis: Axis) -> None:
+    """Ticks at whole numbers only."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(integer=True))
+
+
+def by_worker(axes: Axes, log: Schedule) -> None:
+    """Each worker's mean delay, a line up to its 95th percentile; bars: how many pushes it made."""
+    table = delay_table(log).iloc[:-1]
+    at = np.arange(len(table))
+    counts = axes.twinx()
+    counts.bar(at, table["pushes"], width=0.8, color=GREY, alpha=0.25, linewidth=0)
+    counts.set_ylabel("pushes (bars)")
+    for both in (axes, counts):
+        both.spines["top"].set_visible(False)
+    axes.vlines(at, table["mean"], table["p95"], color=BLUE, linewidth=1.5)
+    axes.plot(at, table["mean"], "o", color=BLUE, markersize=5)
+    axes.set_zorder(counts.get_zorder() + 1)  # dots before bars
+    axes.patch.set_visible(False)
+    axes.set_ylim(0, 1.1 * max(1.0, float(table["p95"].max())))
+    whole_ticks(axes.xaxis)
+    axes.set(xlabel="worker", ylabel="delay (dots: mean; lines: to 95 %)")
+
+
+def gantt(axes: Axes, log: Schedule, applied: Sequence[bool] | None = None) -> None:
+    """Who computes and who waits in the first rounds, a row for each of the first 16 workers.
+
+    A dot is a push, with its delay beside it. ``applied``: whether the server moved at each push;
+    an open dot is a gradient that it kept or ignored. None: that is not known.
+    """
+    shown = min(log.workers, SHOWN)
+    part = first(min(log.pushes, ROUNDS * log.workers), log)
+    for computes, colour, label in ((True, BLUE, "computes"), (False, ORANGE, "waits")):
+        of = [s for s in spans(part) if s.computes == computes and s.worker < shown]
+        for k, span in enumerate(of):
+            axes.barh(span.worker, span.end_s - span.start_s, left=span.start_s, height=0.62,
+                      color=colour, alpha=0.45, linewidth=0.6, edgecolor="white",
+                      label=label if not k else None)  # fmt: skip
+    pushed = part.kind == PUSH
+    clocks, workers, delays = part.clock[pushed], part.worker[pushed], part.delays()
+    moved = np.ones(len(clocks), bool) if applied is None else np.asarray(applied)[: len(clocks)]
+    words = "push" if applied is None else "push, applied"
+    for which, face, label in ((moved, "black", words), (~moved, "white", "push, kept or ignored")):
+        which = which & (workers < shown)
+        if which.any():
+            axes.plot(clocks[which], workers[which], "o", color="black", markerfacecolor=face,
+                      markersize=4, label=label)  # fmt: skip
+    if len(clocks) <= NUMBERED:
+        for clock, m, delay in zip(clocks, workers, delays, strict=True):
+            axes.annotate(f"{delay}", (clock, m), xytext=(-4, 3), textcoords="offset points",
+                          ha="right", fontsize=7)  # fmt: skip
+    axes.set_ylim(shown - 0.4, -0.6)
+    whole_ticks(axes.yaxis)
+    few = f" (the first {shown} of {log.workers:,})" if shown < log.workers else ""
+    numbers = "; numbers: delays" if len(clocks) <= NUMBERED else ""
+    axes.set(xlabel=f"simulated seconds, the first {part.pushes} pushes{numbers}")
+    axes.set_ylabel(f"worker{few}")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8, ncols=4, loc="lower right", bbox_to_anchor=(1, 1))

@@ -1,0 +1,256 @@
+"""What is a user's own: a rule or network in the current folder, files under -cd, as one word."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dcasgd_repro.cli import commands as cli
+from dcasgd_repro.cli.help import CONF
+from dcasgd_repro.errors import BadInput
+from dcasgd_repro.run.compose import composed, own_folders
+from dcasgd_repro.run.plan import plan_of
+from dcasgd_repro.study import reproduce
+from dcasgd_repro.study.grid import study
+
+[EXAMPLE] = re.findall(r"```python\n(.*?)```", (CONF / "README.md").read_text(), flags=re.DOTALL)
+NET = """\
+from torch import nn
+
+
+def tiny(hidden: int = 3, depth: int = 1, **kwargs: int) -> nn.Module:
+    layers = [nn.Linear(3 * 32 * 32, hidden), *(nn.Linear(hidden, hidden) for _ in range(depth))]
+    return nn.Sequential(nn.Flatten(), *layers, nn.Linear(hidden, kwargs.get("classes", 10)))
+
+
+class NoNet:
+    pass
+
+
+class Leaf:
+    def __init__(self, width: int = 9) -> None: ...
+    def build(self) -> nn.Module: ...
+"""
+SMALL = "images=64 batch=8 test_images=8 workers=2 epochs=1 threads=1"
+SYNTHETIC = f"task=synthetic {SMALL} task.stats_images=8 task.train_images=8"
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to stand in, with a rule and a network; modules of their names are forgotten."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, ""])
+    for name, text in (("my_rule", EXAMPLE), ("my_net", NET)):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        (tmp_path / f"{name}.py").write_text(text)
+    return tmp_path
+
+
+def config(folder: str) -> dict[str, dict[str, object]]:
+    content: dict[str, dict[str, object]] = yaml.safe_load(
+        (Path(folder) / "config.yaml").read_text()
+    )
+    return content
+
+
+def test_the_example_trains_outside_the_package_with_nothing_inherited(here: Path) -> None:
+    words = f"train {SYNTHETIC} rule=my_rule:MyRule rule.power=2 model=my_net:tiny run_dir=A"
+    command = [sys.executable, "-m", "dcasgd_repro", *words.split()]
+    done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "rule      MyRule(power=2)" in done.stdout
+    assert "finished after 8 pushes" in done.stdout
+    assert config("A")["rule"] == {"_target_": "my_rule.MyRule", "power": 2}
+
+
+@pytest.mark.parametrize("word", ["rule=my_rule:MyRule", "rule._target_=my_rule.MyRule"])
+def test_a_class_has_its_own_defaults_whatever_it_replaces(here: Path, word: str) -> None:
+    for words in (["+exp=cifar_dc"], ["rule=dcasgd_c"] if "_target_" in word else []):
+        cfg = composed(["scale=smoke", *words, word])
+        assert cfg.rule == {"_target_": "my_rule.MyRule", "power": 1.0}
+    assert str(plan_of(composed(["scale=smoke", word, "rule.power=3"])).rule) == "MyRule(power=3)"
+
+
+def test_the_console_script_finds_it_too(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Unlike ``python -m``, a script does not have the current folder on its path."""
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
+    words = ["train", "task=quadratic", "rule=my_rule:MyRule", "--cfg", "job"]
+    monkeypatch.setattr(sys, "argv", ["dcasgd-repro", *words])
+    with pytest.raises(SystemExit, match="0"):
+        cli.main()
+    assert "_target_: my_rule.MyRule" in capsys.readouterr().out
+
+
+def test_a_sweep_takes_classes_and_files_alike(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = "-m task=quadratic images=64 workers=2 rule=asgd,my_rule:MyRule"
+    assert cli.dispatch("train", words.split()) == 0
+    first, second = capsys.readouterr().out.rstrip().splitlines()[-2:]
+    assert first.startswith("rule=asgd            finished  outputs/quadratic_asgd/")
+    assert second.startswith("rule=my_rule:MyRule  finished  outputs/quadratic_myrule/")
+
+
+def test_a_network_of_ones_own(here: Path) -> None:
+    words = ["scale=smoke", "task=synthetic", "model=my_net:tiny", "model.depth=2"]
+    cfg = composed([*words, "model.classes=4"])
+    assert cfg.task.model == {
+        "_target_": "my_net.tiny", "hidden": 3, "depth": 2, "_partial_": True, "classes": 4,
+    }  # fmt: skip
+    plan = plan_of(cfg)
+    assert str(plan.task.model) == "tiny"
+    sizes = [tuple(p.shape) for p in plan.task.model.build().parameters() if p.ndim == 2]
+    assert sizes == [(3, 3072), (3, 3), (3, 3), (4, 3)]
+    leaf = composed(["scale=smoke", "task=synthetic", "model._target_=my_net.Leaf"]).task.model
+    assert leaf == {"_target_": "my_net.Leaf", "width": 9}  # it has build(); no width of the scale
+
+
+def test_a_parameter_that_means_a_key_is_filled_in_from_there(here: Path) -> None:
+    text = EXAMPLE.replace("    power: float = 1.0\n", "    power: float\n    batch: int = 1\n")
+    (here / "my_other.py").write_text(text)
+    cfg = composed(["scale=smoke", "rule=my_other:MyRule", "batch=7"])
+    assert cfg.rule == {"_target_": "my_other.MyRule", "power": "???", "batch": 7}
+    with pytest.raises(BadInput, match=r"^rule.power=\?\?\?: this key needs a value"):
+        plan_of(cfg)
+    del sys.modules["my_other"]
+
+
+BROKEN = {
+    "gone": None,
+    "names_gone": "import nowhere_at_all\n",
+    "raises": "\nx = 1 / 0\n",
+    "unfinished": "def f(:\n",
+    "idle": "class Other: pass\nMyRule = 3\n",
+    "plain": "class MyRule:\n    name = 'plain'\n",
+    "late": EXAMPLE.replace("arrival.grad *", "arrival.gradd *"),
+}
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        ("gone", "gone:MyRule: there is no module gone, in the current folder either"),
+        (
+            "names_gone",
+            "names_gone:MyRule: ModuleNotFoundError: No module named 'nowhere_at_all' (",
+        ),
+        ("raises", "raises:MyRule: ZeroDivisionError: division by zero ("),
+        ("unfinished", "unfinished:MyRule: SyntaxError: invalid syntax ("),
+        ("idle", "has no class MyRule; it has Other"),
+        ("plain", "rule=MyRule: is no rule; derive its class from dcasgd_repro.rules.Rule"),
+        ("late", "rule=MyRule.direction: raises AttributeError: 'Arrival' object has no attribute"),
+    ],
+)
+def test_a_class_that_cannot_be_had_is_refused_in_one_line(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    module: str, message: str,
+) -> None:  # fmt: skip
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    if (text := BROKEN[module]) is not None:
+        (here / f"{module}.py").write_text(text)
+    monkeypatch.setattr(
+        sys, "argv", ["dcasgd-repro", "train", "task=quadratic", f"rule={module}:MyRule"]
+    )
+    with pytest.raises(SystemExit, match="2"):
+        cli.main()
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("dcasgd-repro: rule=")
+    assert message in line
+    if module in ("names_gone", "raises", "unfinished", "late"):
+        assert re.search(rf"{module}.py, line \d+", line)
+
+
+def test_a_network_that_is_none_is_refused_in_one_line(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words, line in {
+        "model=my_net:NoNet": "model=NoNet: makes a NoNet; give what makes an nn.Module",
+        "model=my_net:tiny model.hidden=x": "model=tiny: TypeError: ",
+        "model=resnet50 model.depth=8": "model.depth=8: task synthetic reads no model.depth; leave",
+        "model=resnet50 model.norm=none": "model.norm=none: task synthetic reads no model.norm;",
+        "model.depht=8": "model.depht=8: no such key; did you mean model.depth",
+        "model=my_net:tiny task=quadratic": "model=my_net:tiny: task quadratic reads no model;",
+    }.items():
+        task = [] if "quadratic" in words else SYNTHETIC.split()
+        assert cli.dispatch("train", [*task, *words.split(), "run_dir=X"]) == 2
+        [said] = capsys.readouterr().err.splitlines()
+        assert said.startswith(f"dcasgd-repro: {line}")
+    assert not Path("X").exists()
+
+
+@pytest.fixture
+def own(here: Path) -> Path:
+    """A folder with a rule, an experiment and a scale of one's own."""
+    for name, text in {
+        "rule/late.yaml": "_target_: my_rule.MyRule\npower: 0.5\n",
+        "exp/mine.yaml": "# @package _global_\ndefaults:\n  - override /task: quadratic\n"
+        "  - override /rule: late\nexp: mine\nworkers: 2\n",
+        "scale/tiny.yaml": "# @package _global_\ndefaults: [smoke, _self_]\n"
+        "scale: tiny\nepochs: 1\n",
+    }.items():
+        (here / "own" / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / "own" / name).write_text(text)
+    return here / "own"
+
+
+@pytest.fixture
+def mine(here: Path) -> str:
+    cells = {"mine": "+exp=mine rule=my_rule:MyRule rule.power=2"}
+    (here / "mine").mkdir()
+    (here / "mine" / "grid.yaml").write_text(yaml.dump({"title": "Mine", "cells": cells}))
+    return "mine"
+
+
+def test_a_study_takes_cells_and_a_scale_from_a_folder_of_ones_own(own: Path, mine: str) -> None:
+    assert cli.reproduce([mine, "-cd", "own", "scale=tiny", "seeds=1"]) == 0
+    [kept] = Path("results/mine/tiny/runs").iterdir()
+    made = config(str(kept))
+    assert made["rule"] == {"_target_": "my_rule.MyRule", "power": 2}
+    assert (made["scale"], made["exp"], made["workers"]) == ("tiny", "mine", 2)
+
+
+def test_a_jobs_command_names_the_folder(own: Path, mine: str) -> None:
+    [job] = reproduce.jobs_of(study(mine), "tiny", 1, folders=[own])
+    assert job.pushes == 64
+    assert job.command[3:6] == ["train", "-cd", str(own)]
+
+
+@pytest.mark.parametrize("command", [cli.reproduce, cli.tune])
+def test_a_wrong_scale_lists_ours_and_theirs(
+    own: Path, mine: str, command: Callable[[list[str]], int]
+) -> None:
+    listed = "no such scale, choose imagenet, laptop, paper, smoke, tiny$"
+    with pytest.raises(BadInput, match=rf"^scale=tinny: {listed}"):
+        command([mine, "-cd", "own", "scale=tinny"])
+    with pytest.raises(BadInput, match=r"^scale=tiny: no such scale, choose .*, smoke$"):
+        command([mine, "scale=tiny"])
+
+
+def test_a_cell_that_names_no_file_lists_ours_and_theirs(own: Path, mine: str) -> None:
+    with pytest.raises(BadInput, match=r"^cell mine=exp/mine: no such exp, choose cifar_asgd, "):
+        reproduce.jobs_of(study(mine), "smoke", 1)
+    (Path(mine) / "grid.yaml").write_text("title: t\ncells: {a: +exp=mine rule=lat}\n")
+    listed = "asgd, .*, dcasgd_c, .*, late, "
+    with pytest.raises(BadInput, match=rf"^cell a=rule/lat: no such rule, choose .*{listed}"):
+        reproduce.jobs_of(study(mine), "smoke", 1, folders=[own])
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    assert own_folders(["a=1", "-cd", str(tmp_path), "b"]) == (["a=1", "b"], [tmp_path])
+    assert own_folders([f"--config-dir={tmp_path}"]) == ([], [tmp_path])
+    for words in (["-cd", "nowhere"], ["-cd"], ["--config-dir=nowhere"]):
+        with pytest.raises(BadInput, match=r"^-(cd|-config-dir)=.*: name a folder, one with exp/"):
+            own_folders(words)
+
+
+def test_a_folder_may_have_odd_characters(here: Path, own: Path) -> None:
+    odd = here / "it's, [mine]=1"
+    own.rename(odd)
+    assert composed(["scale=tiny", "+exp=mine"], [odd]).rule.power == 0.5
+    assert cli.dispatch("train", ["-cd", str(odd), "+exp=mine", "scale=tiny", "run_dir=A"]) == 0
