@@ -269,7 +269,7 @@ class FedBuff(Weighted):
             at = replaced(at, arrival.worker, updates)
         if not moved:
             return Direction(None, Buffer(count + 1, total, weights, lr, updates, at, velocity))
-        over = {"mean": self.collect, "sum": 1, "weighted": weights}[self.reduction]
+        over = {"mean": self.collect, "sum": 1, "weighted": weights or 1.0}[self.reduction]
         step, velocity = momentum_step(self.momentum, self.nesterov, total / over, velocity)
         empty = torch.zeros_like(total)
         return Direction(step, Buffer(0, empty, 0.0, lr, updates, at, velocity))

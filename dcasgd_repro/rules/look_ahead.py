@@ -282,8 +282,8 @@ class HeLoCo(Rule):
     under eps, g stays as it is.
     ``blocks``  sizes of the consecutive parts of w that have norms of their own, the layers say;
                () (default): w as a whole.
-    ``clamp``  "inside" (default, as in the paper), or "outside": beta = min(-k_s cos, beta_max)
-               conf, the code's first version.
+    ``clamp``  "inside" (default, as in a restatement of the paper), or "outside": beta =
+               min(-k_s cos, beta_max) conf, the code's first version.
     The paper's rho is 1 / sqrt(M). What is reported as the correction is G - rho g.
     Source: HeLoCo, 2026 (arXiv 2606.00271), for pseudo-gradients, eta = 0.7. Held to:
     rcloyd/torchft.

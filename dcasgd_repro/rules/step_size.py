@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dcasgd_repro.errors import check_choice, check_number, check_whole
+from dcasgd_repro.errors import BadInput, check_choice, check_number, check_whole
 from dcasgd_repro.rules.rule import (
     Arrival,
     Direction,
@@ -105,6 +105,8 @@ class Weighted(Rule):
         check_number("b", self.b)
         if self.mean_delay is not None:
             check_number("mean_delay", self.mean_delay)
+            if self.law_at(self.mean_delay) == 0:
+                raise BadInput("mean_delay", self.mean_delay, "its weight is 0; give a smaller one")
         check_number("factor", self.factor, ends="()")
         check_choice("count", self.count, ("pull", "push"))
         check_number("momentum", self.momentum, 0, 1)
