@@ -50,7 +50,6 @@ def test_a_step_that_hangs_or_fails_stops_no_other_and_only_those_are_tried_agai
 
 def test_a_rehearsed_step_finds_what_is_so(tmp_path: Path) -> None:
     one = Session("cpu", tmp_path)
-    found = one.slots()
-    assert [found[key] for key in ("slots_equal", "equal_to_plain", "replays_equal")] == [True] * 3
-    assert (found["replays"], found["captured"], found["from_plain"]) == (3, True, [0.0] * 8)
+    found = one.versions()
+    assert (found["device"], found["batches_as_on_the_cpu"]) == ("cpu", True)
     assert len([name for name in one.steps() if name.startswith("matrix-")]) == 12
