@@ -215,8 +215,8 @@ class Cluster:
                 pause()
 
     def end(self) -> None:
-        """Kills the processes."""
-        for actor in (self.keeper, *self.workers):
+        """Kills the processes, if Ray has not ended with all of them."""
+        for actor in (self.keeper, *self.workers) if self.ray.is_initialized() else ():
             self.ray.kill(actor)
 
     def _tend(self) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -213,9 +213,11 @@ class Experiment:
             logs.close(outcome["status"] == FINISHED)
             write.write_json(self.path / "summary.json", self._summary(outcome))
 
-    def _steps(self) -> Iterator[Step]:
+    def _steps(self) -> Generator[Step, None, None]:
         """The Steps still to come."""
         received = self.server.pushes
+        if received >= self.plan.stop:
+            return
         done = int(np.flatnonzero(self.log.kind == PUSH)[received - 1]) + 1 if received else 0
 
         def lr(pushes: int) -> float:
@@ -223,7 +225,7 @@ class Experiment:
 
         engine = self.plan.engine or simulate
         messages: Any = self.recording or self.log[done:]
-        return engine(self.task, self.server, messages, lr)
+        yield from engine(self.task, self.server, messages, lr)
 
     def _loop(self, logs: write.Logs) -> dict[str, Any]:
         """Follows the Steps; returns the status, and what stopped it or where it diverged."""
@@ -239,8 +241,8 @@ class Experiment:
             dynamic_ncols=True,
             mininterval=often,
         )
-        steps = self._steps() if self.server.pushes < plan.stop else iter(())
-        with bar, Stop() as stop:
+        # Closed before anything else is done: an engine may hold processes.
+        with bar, Stop() as stop, contextlib.closing(self._steps()) as steps:
             for step in steps:
                 progress.interval.append(step)
                 progress.wall_s = clock.seconds()

@@ -171,7 +171,7 @@ def test_a_killed_driver_leaves_a_run_that_goes_on(tmp_path: Path) -> None:
     first = subprocess.Popen(command, stdout=-1, stderr=-1, text=True)
     wait_for(path / "metrics.csv", "\n40,", first)
     first.send_signal(signal.SIGTERM)
-    out, err = first.communicate(timeout=60)
+    out, err = first.communicate(timeout=300)
     assert first.returncode == 143, err
     assert "SIGTERM after push" in err
     for noise in ("raylet", "INFO", "Warning", "Traceback"):
@@ -212,7 +212,7 @@ def another_log_is_found_out(path: Path) -> None:
 
 
 def wait_for(file: Path, text: str, process: subprocess.Popen) -> None:
-    for _ in range(600):
+    for _ in range(3000):
         if file.exists() and text in file.read_text():
             return
         assert process.poll() is None, process.communicate()
