@@ -37,6 +37,7 @@ class Ringmaster(Rule):
     """
 
     name = "ringmaster"
+    label = "Ringmaster ASGD"
 
     threshold: int | None = None
 
@@ -69,6 +70,7 @@ class Rennala(Rule):
     """
 
     name = "rennala"
+    label = "Rennala SGD"
 
     collect: int | None = None
 
@@ -110,6 +112,7 @@ class Malenia(Rule):
     """
 
     name = "malenia"
+    label = "Malenia SGD"
 
     collect: int | None = None
 
@@ -157,6 +160,7 @@ class Ringleader(Rule):
     """
 
     name = "ringleader"
+    label = "Ringleader ASGD"
 
     def init(self, w: Tensor, workers: int) -> Rings:
         return Rings(*empty_table(w, workers), *empty_table(w, workers), (False,) * workers)
@@ -191,6 +195,7 @@ class IAG(Rule):
     """
 
     name = "iag"
+    label = "Incremental aggregated ASGD"
 
     def init(self, w: Tensor, workers: int) -> Table:
         return empty_table(w, workers)
@@ -237,6 +242,7 @@ class FedBuff(Weighted):
     """
 
     name = "fedbuff"
+    label = "FedBuff"
 
     collect: int = 10
     reduction: str = "mean"

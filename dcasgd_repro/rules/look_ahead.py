@@ -43,6 +43,7 @@ class NAGASGD(Rule):
     """
 
     name = "nag_asgd"
+    label = "NAG-ASGD"
 
     momentum: float = 0.9
     weight_decay: float = 0.0
@@ -83,6 +84,7 @@ class DANAZero(Rule):
     """
 
     name = "dana_zero"
+    label = "DANA-Zero"
 
     momentum: float = 0.9
     weight_decay: float = 0.0
@@ -120,6 +122,7 @@ class DANADC(DANAZero):
     """
 
     name = "dana_dc"
+    label = "DANA-DC"
 
     lam: float = 2.0
 
@@ -155,6 +158,7 @@ class SMEGA2(Rule):
     """
 
     name = "smega2"
+    label = "SMEGA2"
 
     momentum: float = 0.9
     cycle: int | None = None
@@ -217,6 +221,7 @@ class LWP(Rule):
     """
 
     name = "lwp"
+    label = "LWP"
 
     momentum: float = 0.9
     form: str = "velocity"
@@ -265,6 +270,7 @@ class MSNAG(LWP):
     """
 
     name = "msnag"
+    label = "MSNAG"
 
     def reach(self, steps: int) -> float:
         mu = self.momentum
@@ -290,6 +296,7 @@ class HeLoCo(Rule):
     """
 
     name = "heloco"
+    label = "HeLoCo"
     elementwise = False
 
     momentum: float = 0.9

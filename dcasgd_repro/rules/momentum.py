@@ -34,6 +34,7 @@ class ServerSGD(Rule):
     """
 
     name = "server_sgd"
+    label = "momentum on the server"
 
     momentum: float = 0.9
     nesterov: bool = True
@@ -87,6 +88,7 @@ class ServerNAdam(Rule):
     """
 
     name = "server_nadam"
+    label = "NAdam on the server"
 
     beta1: float = 0.99
     beta2: float = 0.999
@@ -137,6 +139,7 @@ class MultiASGD(Rule):
     """
 
     name = "multi_asgd"
+    label = "Multi-ASGD"
 
     momentum: float = 0.9
     weight_decay: float = 0.0
@@ -179,6 +182,7 @@ class GapAware(Rule):
     """
 
     name = "gap_aware"
+    label = "Gap-Aware"
 
     momentum: float = 0.9
     gamma: float = 0.999
@@ -233,6 +237,7 @@ class OrMo(Rule):
     """
 
     name = "ormo"
+    label = "OrMo"
 
     momentum: float = 0.9
 
@@ -281,6 +286,7 @@ class DelayedNesterov(Rule):
     """
 
     name = "delayed_nesterov"
+    label = "Delayed Nesterov"
 
     momentum: float = 0.9
     collect: int = 10

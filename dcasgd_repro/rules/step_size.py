@@ -46,6 +46,7 @@ class StalenessAware(Rule):
     """
 
     name = "staleness_aware"
+    label = "Staleness-aware ASGD"
 
     collect: int = 1
 
@@ -154,6 +155,7 @@ class FedAsync(Weighted):
     """
 
     name = "fedasync"
+    label = "FedAsync"
 
     pushes: str = "model"
     local_lr: float = 1.0
@@ -212,6 +214,7 @@ class DelayAdaptive(Rule):
     """
 
     name = "delay_adaptive"
+    label = "Delay-adaptive ASGD"
 
     concurrency: int | None = None
     late: str = "scaled"
@@ -258,6 +261,7 @@ class AdaDelay(Rule):
     """
 
     name = "adadelay"
+    label = "AdaDelay"
 
     beta: float = 1.0
 
@@ -284,6 +288,7 @@ class ASAP(Rule):
     """
 
     name = "asap"
+    label = "ASAP.SGD"
 
     amplitude: float = 1.0
     bound: int = 1000
@@ -313,6 +318,7 @@ class Clipped(Rule):
     """
 
     name = "clipped"
+    label = "Clipped ASGD"
     elementwise = False
 
     clip: float = 1.0
