@@ -86,7 +86,10 @@ def run(
                 say(f"stopping  after {place}, to go on later")
             process = {"argv": list(argv), "engine": plan.config["engine"]["_target_"]}
             process |= write.environment(device)
-            write.note_origin(plan.config, path, log, process, experiment.identity, server.pushes)
+            log, identity = experiment.log, experiment.identity
+            if plan.live:
+                del identity["schedule_sha256"]  # it is not made yet
+            write.note_origin(plan.config, path, log, process, identity, server.pushes)
             experiment.drive()
     return path
 
