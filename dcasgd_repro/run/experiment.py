@@ -96,7 +96,10 @@ def run(
             process = {"argv": list(argv), "engine": plan.config["engine"]["_target_"]}
             process |= write.environment(device)
             process["threads_per_gradient"] = threads_per_gradient(process)
-            made = plan.config, path, log, process, experiment.identity, server.pushes
+            log, identity = experiment.log, experiment.identity
+            if plan.live:
+                del identity["schedule_sha256"]  # it is not made yet
+            made = plan.config, path, log, process, identity, server.pushes
             if moved := write.note_origin(*made):
                 say(f"note      goes on elsewhere, where float32 sums may differ: {moved}")
             experiment.drive()

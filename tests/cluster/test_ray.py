@@ -199,6 +199,7 @@ def test_a_killed_driver_leaves_a_run_that_goes_on(tmp_path: Path) -> None:
 def another_log_is_found_out(path: Path) -> None:
     """verify says by how much the weights differ, and where they need not be equal."""
     origin = provenance_of(path)
+    assert "schedule_sha256" not in origin  # the summary has that of what was recorded
     assert elsewhere(path, origin) == ""
     assert "device_name was x, is" in elsewhere(path, {**origin, "device_name": "x"})
     log = Schedule.load(path / "schedule.csv.gz")
