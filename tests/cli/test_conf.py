@@ -24,8 +24,8 @@ RULES = sorted(path.stem for path in (CONF / "rule").glob("*.yaml"))
 ENGINES = sorted(path.stem for path in (CONF / "engine").glob("*.yaml"))
 SCHEDULES = sorted(path.stem for path in (CONF / "schedule").glob("*.yaml"))
 THREE_PUSHES = ["task=synthetic", "images=48", "batch=2", "epochs=0.125", "test_images=8"]
-FILES = [".lock", "checkpoint.pt", "config.yaml", "metrics.csv", "provenance.json"]
-FILES += ["schedule.csv.gz", "summary.json"]
+FILES = [".lock", "checkpoint.pt", "config.yaml", "fingerprint.json", "metrics.csv"]
+FILES += ["provenance.json", "schedule.csv.gz", "summary.json"]
 
 
 def composed(*overrides: str) -> DictConfig:
