@@ -9,10 +9,10 @@ HOW = $(if $(SCALE),scale=$(SCALE)) $(if $(SEEDS),seeds=$(SEEDS)) $(if $(JOBS),j
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup data train test lint types $(CIFAR) $(IMAGENET) report tensorboard bench torture golden clean
+.PHONY: help setup data train test test-gpu gpu-session test-ray cluster lint types $(CIFAR) $(IMAGENET) report tensorboard bench torture golden clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: .venv/ready ## make .venv and install the package into it
 .venv/ready: pyproject.toml constraints.txt
@@ -20,6 +20,10 @@ setup: .venv/ready ## make .venv and install the package into it
 	  "make: Python 3.11, 3.12 or 3.13 is needed, this is %d.%d; say which: make PYTHON=python3.12" % v)'
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+.venv/ray: .venv/ready
+	.venv/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[ray]'
 	@touch $@
 
 data: .venv/ready ## fetch CIFAR-10 and verify it (once; about 140 to 170 MB)
@@ -30,6 +34,18 @@ train: data ## the main job; other runs: make train ARGS="+exp=cifar_asgd worker
 
 test: lint types ## lint, types, tests
 	.venv/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+
+test-gpu: .venv/ready ## the tests that need a CUDA device (not run on one yet)
+	.venv/bin/python -m pytest -m gpu tests/fast
+
+gpu-session: .venv/ready ## all that is to be measured on a GPU, unattended; without one: make gpu-session DEVICE=cpu
+	.venv/bin/python tests/gpu_session.py --device $(or $(DEVICE),cuda)
+test-ray: .venv/ray ## tests that start a Ray of their own (minutes); installs the extra ray
+	.venv/bin/python -m pytest -m ray tests/cluster
+
+cluster: .venv/ray ## a real run: a server and 4 workers on a Ray of this machine, one 3 times slower
+	$(RUN) train task=synthetic rule=dcasgd_a workers=4 epochs=8 engine=ray schedule=live \
+	  'engine.slow={0: 3.0}'
 
 lint: .venv/ready
 	.venv/bin/ruff check .

@@ -14,19 +14,20 @@ WINGS = [
     {"models", "data", "lr"},
     {"schedule", "rules"},
     {"simulate", "tasks", "optim"},
-    {"fast"},
+    {"fast", "cluster"},
     {"run"},
     {"study", "bench"},
     {"cli"},
     {"__main__"},
 ]
 INSIDE = {
+    "cluster": [{"__init__", "protocol"}, {"ray"}],
     "run": [
-        {"__init__", "identity", "sources", "check", "faults", "device", "checkpoint", "taylor"},
+        {"__init__", "identity", "check", "sources", "faults", "device", "checkpoint", "taylor"},
         {"read", "compose"},
         {"plan", "write"},
         {"probe", "fingerprint"},
-        {"experiment"},
+        {"experiment", "replay"},
         {"verify"},
     ],
     "study": [

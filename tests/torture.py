@@ -49,6 +49,7 @@ SMALL = [
     "scale=smoke", "task=synthetic", "model.width=2", "images=64", "test_images=16", "batch=4",
     "workers=4", "epochs=4", "log_every=5", "task.stats_images=16", "task.train_images=16",
     "schedule=exponential", "lr.milestones=[2]", "checkpoint.every_s=0", "threads=1",
+    "device=cpu",
 ]  # fmt: skip
 
 

@@ -86,8 +86,9 @@ usage: dcasgd-repro reproduce STUDY [scale=NAME] [seeds=N] [jobs=N] [launcher=NA
   scale=        {scale} (unset: paper with a CUDA device, else laptop;
                 imagenet for its studies)
   seeds=        how many: 0, 1, ... (default 3)
-  jobs=         runs at a time (default: one a CPU core; with CUDA one)
-  launcher=     local, slurm (slurm.time=MINUTES slurm.partition= ...) or ray (ray.num_gpus= ...)
+  jobs=         runs at a time (default: one a CPU core; with CUDA one; no default elsewhere)
+  launcher=     local, slurm (slurm.time=MINUTES slurm.setup='[module load cuda]' ...) or ray
+                (ray.num_gpus= ...)
   KEY=VALUE     engine, threads, device, data.root: means, not numbers; a run that was begun keeps
                 its own
   -cd DIR       as for train: the cells may name files in DIR, and scale= one of DIR/scale

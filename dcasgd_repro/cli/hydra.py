@@ -160,6 +160,10 @@ class Outcomes:
         return "\n".join(f"{point:{width}}  {done.words}" for point, done in rows.items())
 
 
+# Hydra's launchers that an extra of ours installs.
+LAUNCHERS = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slurm"}
+
+
 def in_plain_words(error: Exception, arguments: Sequence[str], folders: Sequence[Path] = ()) -> str:
     """What Hydra refused, as key=value: remedy.
 
@@ -174,6 +178,8 @@ def in_plain_words(error: Exception, arguments: Sequence[str], folders: Sequence
     given = {a.lstrip("+~").partition("=")[0]: a.partition("=")[2] for a in arguments}
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
+        if group == "hydra/launcher" and name in LAUNCHERS:
+            return f"{group}={name}: needs pip install 'dcasgd-repro[{LAUNCHERS[name]}]'"
         return no_such(group, name, folders)
     if isinstance(error, OverrideParseException):
         odd = error.override

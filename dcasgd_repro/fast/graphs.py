@@ -127,7 +127,7 @@ def cause(error: BaseException) -> str:
     text = (str(error).splitlines() or [type(error).__name__])[0]
     if isinstance(error, torch.OutOfMemoryError):
         return f"out of memory ({text})"
-    return f"an operation that a graph cannot hold ({text})"
+    return f"an operation that a graph cannot hold ({text})" if "captur" in text else text
 
 
 def width(members: int) -> int:

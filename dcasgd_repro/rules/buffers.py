@@ -37,6 +37,7 @@ class Ringmaster(Rule):
     """
 
     name = "ringmaster"
+    label = "Ringmaster ASGD"
 
     threshold: int | None = None
 
@@ -69,6 +70,7 @@ class Rennala(Rule):
     """
 
     name = "rennala"
+    label = "Rennala SGD"
 
     collect: int | None = None
 
@@ -110,6 +112,7 @@ class Malenia(Rule):
     """
 
     name = "malenia"
+    label = "Malenia SGD"
 
     collect: int | None = None
 
@@ -157,6 +160,7 @@ class Ringleader(Rule):
     """
 
     name = "ringleader"
+    label = "Ringleader ASGD"
 
     def init(self, w: Tensor, workers: int) -> Rings:
         return Rings(*empty_table(w, workers), *empty_table(w, workers), (False,) * workers)
@@ -191,6 +195,7 @@ class IAG(Rule):
     """
 
     name = "iag"
+    label = "Incremental aggregated ASGD"
 
     def init(self, w: Tensor, workers: int) -> Table:
         return empty_table(w, workers)
@@ -237,6 +242,7 @@ class FedBuff(Weighted):
     """
 
     name = "fedbuff"
+    label = "FedBuff"
 
     collect: int = 10
     reduction: str = "mean"
@@ -269,7 +275,7 @@ class FedBuff(Weighted):
             at = replaced(at, arrival.worker, updates)
         if not moved:
             return Direction(None, Buffer(count + 1, total, weights, lr, updates, at, velocity))
-        over = {"mean": self.collect, "sum": 1, "weighted": weights}[self.reduction]
+        over = {"mean": self.collect, "sum": 1, "weighted": weights or 1.0}[self.reduction]
         step, velocity = momentum_step(self.momentum, self.nesterov, total / over, velocity)
         empty = torch.zeros_like(total)
         return Direction(step, Buffer(0, empty, 0.0, lr, updates, at, velocity))

@@ -173,6 +173,7 @@ class DCASGDn(Rule):
     """
 
     name = "dcasgd_n"
+    label = "DC-ASGD by norms"
     elementwise = False
 
     lam0: float = 0.2
@@ -220,6 +221,7 @@ class DCSSGD(Rule):
     """
 
     name = "dcssgd"
+    label = "DC-SSGD"
     for_rounds = True
     elementwise = False
 

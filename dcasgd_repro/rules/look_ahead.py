@@ -43,6 +43,7 @@ class NAGASGD(Rule):
     """
 
     name = "nag_asgd"
+    label = "NAG-ASGD"
 
     momentum: float = 0.9
     weight_decay: float = 0.0
@@ -83,6 +84,7 @@ class DANAZero(Rule):
     """
 
     name = "dana_zero"
+    label = "DANA-Zero"
 
     momentum: float = 0.9
     weight_decay: float = 0.0
@@ -120,6 +122,7 @@ class DANADC(DANAZero):
     """
 
     name = "dana_dc"
+    label = "DANA-DC"
 
     lam: float = 2.0
 
@@ -155,6 +158,7 @@ class SMEGA2(Rule):
     """
 
     name = "smega2"
+    label = "SMEGA2"
 
     momentum: float = 0.9
     cycle: int | None = None
@@ -217,6 +221,7 @@ class LWP(Rule):
     """
 
     name = "lwp"
+    label = "LWP"
 
     momentum: float = 0.9
     form: str = "velocity"
@@ -265,6 +270,7 @@ class MSNAG(LWP):
     """
 
     name = "msnag"
+    label = "MSNAG"
 
     def reach(self, steps: int) -> float:
         mu = self.momentum
@@ -282,14 +288,15 @@ class HeLoCo(Rule):
     under eps, g stays as it is.
     ``blocks``  sizes of the consecutive parts of w that have norms of their own, the layers say;
                () (default): w as a whole.
-    ``clamp``  "inside" (default, as in the paper), or "outside": beta = min(-k_s cos, beta_max)
-               conf, the code's first version.
+    ``clamp``  "inside" (default, as in a restatement of the paper), or "outside": beta =
+               min(-k_s cos, beta_max) conf, the code's first version.
     The paper's rho is 1 / sqrt(M). What is reported as the correction is G - rho g.
     Source: HeLoCo, 2026 (arXiv 2606.00271), for pseudo-gradients, eta = 0.7. Held to:
     rcloyd/torchft.
     """
 
     name = "heloco"
+    label = "HeLoCo"
     elementwise = False
 
     momentum: float = 0.9

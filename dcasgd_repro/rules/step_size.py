@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dcasgd_repro.errors import check_choice, check_number, check_whole
+from dcasgd_repro.errors import BadInput, check_choice, check_number, check_whole
 from dcasgd_repro.rules.rule import (
     Arrival,
     Direction,
@@ -46,6 +46,7 @@ class StalenessAware(Rule):
     """
 
     name = "staleness_aware"
+    label = "Staleness-aware ASGD"
 
     collect: int = 1
 
@@ -105,6 +106,8 @@ class Weighted(Rule):
         check_number("b", self.b)
         if self.mean_delay is not None:
             check_number("mean_delay", self.mean_delay)
+            if self.law_at(self.mean_delay) == 0:
+                raise BadInput("mean_delay", self.mean_delay, "its weight is 0; give a smaller one")
         check_number("factor", self.factor, ends="()")
         check_choice("count", self.count, ("pull", "push"))
         check_number("momentum", self.momentum, 0, 1)
@@ -152,6 +155,7 @@ class FedAsync(Weighted):
     """
 
     name = "fedasync"
+    label = "FedAsync"
 
     pushes: str = "model"
     local_lr: float = 1.0
@@ -210,6 +214,7 @@ class DelayAdaptive(Rule):
     """
 
     name = "delay_adaptive"
+    label = "Delay-adaptive ASGD"
 
     concurrency: int | None = None
     late: str = "scaled"
@@ -256,6 +261,7 @@ class AdaDelay(Rule):
     """
 
     name = "adadelay"
+    label = "AdaDelay"
 
     beta: float = 1.0
 
@@ -282,6 +288,7 @@ class ASAP(Rule):
     """
 
     name = "asap"
+    label = "ASAP.SGD"
 
     amplitude: float = 1.0
     bound: int = 1000
@@ -311,6 +318,7 @@ class Clipped(Rule):
     """
 
     name = "clipped"
+    label = "Clipped ASGD"
     elementwise = False
 
     clip: float = 1.0

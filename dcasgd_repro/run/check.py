@@ -1,4 +1,4 @@
-"""Whether a rule does what a rule must, asked of it before a run begins: see ``check_rule``."""
+"""Whether a rule does what a rule must, tried before a run begins."""
 
 from __future__ import annotations
 
@@ -17,16 +17,13 @@ CURVATURE = (1.0, 0.5, 0.1, 0.0)  # the last entry's gradient is exactly 0, as a
 MOST = 200  # arrivals
 
 
-def check_rule(rule: Any, workers: int) -> None:
+def check_contract(rule: Rule, workers: int) -> None:
     """Shows a copy of the rule the arrivals of a small quadratic in float32, twice each worker's.
 
     The server's vector moves as under plain SGD, whatever the rule answers. Raises BadInput, naming
-    the class and the method, for what is no Rule, and for a method that raises, returns another
-    shape or dtype or a number that is not finite, or writes into a tensor it was given.
+    the class and the method, for a method that raises, returns another shape or dtype or a number
+    that is not finite, or writes into a tensor it was given.
     """
-    if not isinstance(rule, Rule):
-        remedy = "is no Rule: derive its class from dcasgd_repro.Rule"
-        raise BadInput("rule", type(rule).__name__, remedy)
     watched, h = Watched(copy.deepcopy(rule)), torch.tensor(CURVATURE)
     with torch.random.fork_rng(devices=[]):
         w, updates = torch.ones_like(h), 0
@@ -56,7 +53,9 @@ class Watched(Rule):
     def direction(self, arrival: Arrival, state: Any) -> Direction:
         found = self._call("direction", self.rule.direction, arrival, state)
         if not isinstance(found, Direction):
-            raise self._refused("direction", f"returns a {type(found).__name__}, not a Direction")
+            remedy = "its direction() must return Direction(step, state, correction)"
+            made = type(found).__name__
+            raise BadInput("rule", type(self.rule).__name__, f"{remedy}, not a {made}")
         for name in ("step", "correction"):
             if (tensor := getattr(found, name)) is not None:
                 self._like("direction", name, tensor, arrival.w)

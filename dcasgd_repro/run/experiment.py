@@ -6,9 +6,8 @@ import contextlib
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,11 +34,14 @@ from dcasgd_repro.run.read import (
     FINISHED,
     INTERRUPTED,
     STOPPED,
+    begun,
+    pushes_of,
     status_of,
     summary_of,
     threads_per_gradient,
 )
-from dcasgd_repro.schedule import PUSH, Schedule
+from dcasgd_repro.schedule import PUSH, Recording, Schedule
+from dcasgd_repro.schedule.live import Event, going_on, recorded
 from dcasgd_repro.simulate import Server, Step, norm, simulate
 
 if TYPE_CHECKING:  # a plan's task is Any: here mypy holds our tasks to what the engines ask of one
@@ -61,11 +63,11 @@ def run(
     before anything is written, for a plan that cannot be run and for a directory that holds another
     run; Failure where the machine gives out.
     """
-    device = set_device(plan.device, plan.threads, plan.deterministic)
+    device = set_device(*plan.means())
     check_device(precision(plan.config), device.type)
     path = plan.directory(time.strftime("%Y%m%d-%H%M%S"))
     with machine_faults(path):
-        log = plan.log()
+        log = recorded(path, plan.log()) if plan.live else plan.log()
         if ended(plan, path, log, say):
             return path
         try:
@@ -94,7 +96,10 @@ def run(
             process = {"argv": list(argv), "engine": plan.config["engine"]["_target_"]}
             process |= write.environment(device)
             process["threads_per_gradient"] = threads_per_gradient(process)
-            made = plan.config, path, log, process, experiment.identity, server.pushes
+            log, identity = experiment.log, experiment.identity
+            if plan.live:
+                del identity["schedule_sha256"]  # it is not made yet
+            made = plan.config, path, log, process, identity, server.pushes
             if moved := write.note_origin(*made):
                 say(f"note      goes on elsewhere, where float32 sums may differ: {moved}")
             experiment.drive()
@@ -156,11 +161,12 @@ class Experiment:
     probe: Probe
     until: int | None = None  # the push to be interrupted after; None: none
     progress: write.Progress = field(default_factory=write.Progress)
+    recording: Recording | None = None  # of a live run
 
     def __post_init__(self) -> None:
         self.kinds = checkpoint.kinds(self.server.state)
 
-    @cached_property
+    @property
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must share with the run that goes on from it, beside its config."""
         return {"schedule_sha256": self.log.sha256(), "data_md5": self.task.md5}
@@ -168,6 +174,8 @@ class Experiment:
     def resume(self, device: torch.device) -> None:
         """Takes over the newest checkpoint, if there is one."""
         saved = checkpoint.load(self.path, device)
+        if self.plan.live:
+            self._record(saved["server"]["pushes"] if saved else 0)
         if saved is None:
             return
         if other := differences(saved.get("config", {}), flat(self.plan.config)):
@@ -178,6 +186,16 @@ class Experiment:
         checkpoint.unpack(self.server, saved["server"])
         self.progress = write.Progress.unpacked(saved["progress"], device)
         self.probe.unpack(saved.get("probe", {}))
+
+    def _record(self, at: int) -> None:
+        """Goes on with a live run's log after push ``at``; what came later is lost, and noted."""
+        plan = self.plan
+        self.recording = going_on(self.path, self.log, plan.schedule, plan.stop, at)
+        self.log = self.recording.log
+        if status_of(self.path) in ("unfinished", FAILED) and begun(self.path):
+            lost = max(0, pushes_of(self.path) - at)
+            event = Event(self.recording.clock_s, "driver lost", pushes=lost)
+            self.recording.events.append(event)
 
     def drive(self) -> None:
         """Runs to the end, a divergence or a signal; leaves a checkpoint and a summary."""
@@ -198,16 +216,19 @@ class Experiment:
             logs.close(outcome["status"] == FINISHED)
             write.write_json(self.path / "summary.json", self._summary(outcome))
 
-    def _steps(self) -> Iterator[Step]:
+    def _steps(self) -> Generator[Step, None, None]:
         """The Steps still to come."""
         received = self.server.pushes
+        if received >= self.plan.stop:
+            return
         done = int(np.flatnonzero(self.log.kind == PUSH)[received - 1]) + 1 if received else 0
 
         def lr(pushes: int) -> float:
             return self.plan.rate(self.plan.length.epoch(pushes))
 
         engine = self.plan.engine or simulate
-        return engine(self.task, self.server, self.log[done:], lr)
+        messages: Any = self.recording or self.log[done:]
+        yield from engine(self.task, self.server, messages, lr)
 
     def _loop(self, logs: write.Logs) -> dict[str, Any]:
         """Follows the Steps; returns the status, and what stopped it or where it diverged."""
@@ -223,8 +244,8 @@ class Experiment:
             dynamic_ncols=True,
             mininterval=often,
         )
-        steps = self._steps() if self.server.pushes < plan.stop else ()
-        with bar, Stop() as stop:
+        # Closed before anything else is done: an engine may hold processes.
+        with bar, Stop() as stop, contextlib.closing(self._steps()) as steps:
             for step in steps:
                 progress.interval.append(step)
                 progress.wall_s = clock.seconds()
@@ -292,6 +313,8 @@ class Experiment:
         began = time.perf_counter()
         logs.sync()
         checkpoint.check_held(self.server.state, self.kinds)
+        if self.recording:
+            self.log = self.recording.save(self.path)
         content = {
             "config": flat(self.plan.config),
             "server": checkpoint.pack(self.server),
@@ -320,6 +343,7 @@ class Experiment:
             "epochs": plan.length.epoch(server.pushes),
             **write.totals(self.progress.rows, flat(plan.config)),
             "checkpoint_s": self.progress.checkpoint_s,
+            **(self.recording.totals() if self.recording else {}),
             "in_rounds": self.log.in_rounds,
             "schedule_sha256": self.identity["schedule_sha256"],
             "weights_sha256": write.weights_sha256(server.w),

@@ -24,7 +24,7 @@ from dcasgd_repro.run.compose import LINKS
 from dcasgd_repro.run.identity import config_hash, flat, task_name
 from dcasgd_repro.run.read import ENDED, status_of
 from dcasgd_repro.run.sources import sources
-from dcasgd_repro.schedule import Schedule
+from dcasgd_repro.schedule import Live, Schedule
 
 MAX_PUSHES = 100_000_000  # a log of them takes about 13 GB
 MAX_SEED = 2**63 - 1  # torch's
@@ -89,7 +89,8 @@ class Plan:
     ``schedule``           a leaf: ``schedule.messages(pushes)`` is the message log
     ``rate``               epochs passed -> learning rate
     ``length``             images, batch and epochs
-    ``engine``             ``simulate``, or a faster one with its signature
+    ``engine``             ``simulate``, or a faster one with its signature; a live one, as Ray,
+                           makes the messages itself, and its schedule is ``Live``
     ``backup``             when w_bak(m) is written, see ``Server``
     ``initial_seed``       of the first weights
     ``stop_epoch``         where the run stops, to go on later; None: at its end
@@ -144,15 +145,41 @@ class Plan:
             if (every := getattr(self, key)) is not None:
                 check_whole(PROBES[key], every)
         _ = self.stop  # which checks stop_epoch
-        from dcasgd_repro.run.check import check_rule  # torch, which a schedule is without
+        from dcasgd_repro.rules import Rule  # torch, which the objects of a plan have loaded
+        from dcasgd_repro.run.check import check_contract
 
-        check_rule(self.rule, self.workers)
+        if not isinstance(self.rule, Rule):
+            remedy = "is no rule; derive its class from dcasgd_repro.rules.Rule"
+            raise BadInput("rule", type(self.rule).__name__, remedy)
+        check_contract(self.rule, self.workers)
         self._agree()
         if not self.config:
             object.__setattr__(self, "config", with_sources(_spelled_out(self)))
 
+    @property
+    def live(self) -> bool:
+        """Whether the messages arise as the run goes, on a cluster."""
+        return getattr(self.engine, "live", False)
+
+    def means(self) -> tuple[str, int | None, str | bool]:
+        """What ``set_device`` takes; a live run, unless told otherwise, has one thread a process.
+
+        Its driver and its server compute on the CPU.
+        """
+        if not self.live:
+            return self.device, self.threads, self.deterministic
+        device = "cpu" if self.device == "auto" else self.device
+        return device, self.threads or 1, self.deterministic
+
     def _agree(self) -> None:
-        """Refuses parts that were made for another number of workers, batch or images."""
+        """Refuses parts that do not go together, or were made for another number of workers."""
+        if self.live != isinstance(self.schedule, Live):
+            remedy = "engine=ray and schedule=live go together: give both"
+            raise BadInput("schedule", type(self.schedule).__name__.lower(), remedy)
+        if self.live and self.fused:
+            raise BadInput(
+                "fused", self.fused, "the server of engine=ray has no such; leave it out"
+            )
         data = getattr(self.task, "data", None)
         agree = [
             ("schedule.workers", getattr(self.schedule, "workers", None), self.workers),
@@ -228,7 +255,10 @@ def plan_of(cfg: DictConfig) -> Plan:
 
 def log_of(cfg: DictConfig, pushes: int) -> Schedule:
     """The message log of the config's schedule, up to its ``pushes``-th push. No torch."""
-    return _log(build(cfg, "schedule"), pushes, partial(named, cfg))
+    schedule = build(cfg, "schedule")
+    if isinstance(schedule, Live):
+        raise BadInput("schedule", "live", "a cluster makes it as it runs: train with engine=ray")
+    return _log(schedule, pushes, partial(named, cfg))
 
 
 def _log(schedule: Any, pushes: int, full: Callable[[str, BadInput], BadInput]) -> Schedule:

@@ -30,6 +30,7 @@ from dcasgd_repro.run.read import (
     rows_of,
     summary_of,
 )
+from dcasgd_repro.run.replay import is_recorded, replayed
 
 COMPARED: tuple[str, ...] = ("push", "update", "simulated_s", "lr", "train_loss")
 COMPARED += ("delay_mean", "delay_max", "dc_ratio", "gap_norm")
@@ -42,6 +43,8 @@ def verify(path: Path) -> tuple[str, bool]:
     own processor, torch or number of threads; the words say which differ, and by how much. Raises
     BadInput where there is no kept run, or one that cannot be compared here.
     """
+    if is_recorded(path):
+        return replayed(path)
     plan, kept = _plan(path), fingerprint_of(path)
     rows = _again(path, plan, _early(path))
     # A run older than this entry of its provenance was made again where its fingerprint was.

@@ -1,10 +1,11 @@
 """Schedules: the server's message log, made by workers, recorded, or from a file. No torch.
 
 Open ``log.py`` for the log itself, ``workers.py`` for laws of times and the logs they make,
-``delays.py`` for the recorded delays of a real run.
+``delays.py`` for the recorded delays of a real run, ``live.py`` for a log that a cluster makes.
 """
 
 from dcasgd_repro.schedule.delays import FromDelays
+from dcasgd_repro.schedule.live import Live, Recording
 from dcasgd_repro.schedule.log import (
     KINDS,
     MAX_WORKERS,
@@ -38,8 +39,10 @@ __all__ = [
     "Gamma",
     "Generated",
     "Law",
+    "Live",
     "Lognormal",
     "Message",
+    "Recording",
     "Schedule",
     "delay_table",
 ]

@@ -162,8 +162,9 @@ class Schedule:
     def load(cls, path: str | Path) -> Schedule:
         """Read what ``save`` writes, and check it line by line.
 
-        Raises BadInput naming the file and its first bad line: every worker of 0..M-1 pulls and
-        pushes in turn, a pull first; clocks are finite, not negative and never run back.
+        Raises BadInput naming the file and its first bad line: every worker of 0..M-1 pulls before
+        each push; clocks are finite, not negative and never run back. A worker that pulls twice
+        has lost the gradient between, and computes at the later vector.
         """
         path = Path(path)
         try:
@@ -195,8 +196,8 @@ def _parse(path: Path, text: TextIO) -> Schedule:
             raise bad(f"clock {number} must be finite and not before {previous_s!r}")
         if not 0 <= worker < MAX_WORKERS:
             raise bad(f"worker {worker} must be a number from 0 to {MAX_WORKERS - 1}")
-        if (code == PUSH) != (worker in computing):
-            raise bad(f"{kind} {worker} is out of turn: a worker pulls, pushes, pulls, ...")
+        if code == PUSH and worker not in computing:
+            raise bad(f"push {worker} is out of turn: a worker pulls before each push")
         (computing.add if code == PULL else computing.remove)(worker)
         clocks.append(clock_s)
         kinds.append(code)

@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import yaml
+
 from dcasgd_repro.errors import BadInput
 
 
@@ -55,8 +57,9 @@ class _Process:
 class Slurm:
     """Slurm jobs through submitit, which must be installed (``pip install 'dcasgd-repro[slurm]'``).
 
-    ``options`` are sbatch's: time in minutes (which must be given), partition, gres, account. A job
-    that reaches its time limit is put into the queue again, and goes on from its checkpoint.
+    ``options`` are sbatch's: time in minutes (which must be given), partition, gres, account, or
+    setup, a list of lines as [module load cuda, "export A=1,2"]. A job that reaches its time limit
+    is put into the queue again, and goes on from its checkpoint.
     """
 
     def __init__(self, options: Mapping[str, str], cluster: str = "slurm") -> None:
@@ -73,13 +76,25 @@ class Slurm:
             folder="outputs/slurm", cluster=cluster, slurm_max_num_timeout=1000
         )
         self.executor.update_parameters(name="dcasgd-repro")
+        given = {f"slurm_{key}": listed(key, value) for key, value in options.items()}
         try:
-            self.executor.update_parameters(**{f"slurm_{k}": v for k, v in options.items()})
+            self.executor.update_parameters(**given)
         except (NameError, TypeError, ValueError) as error:
             raise BadInput("slurm", dict(options), " ".join(str(error).split())) from None
 
     def start(self, command: Sequence[str], log: Path) -> Handle:
         return _SlurmJob(self.executor.submit(Command(command, log)))
+
+
+def listed(key: str, value: str) -> str | list[str]:
+    """A value as it was typed; in brackets, a list, whose parts may be quoted. Raises BadInput."""
+    if not value.startswith("["):
+        return value
+    with contextlib.suppress(yaml.YAMLError):
+        content = yaml.safe_load(value)
+        if isinstance(content, list) and all(isinstance(part, str) for part in content):
+            return content
+    raise BadInput(f"slurm.{key}", value, "write a list as [first line, 'second, with a comma']")
 
 
 class Command:

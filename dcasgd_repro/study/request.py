@@ -22,9 +22,9 @@ def request(
 ) -> Request | None:
     """Read from a command's arguments; None where they ask for help. Raises BadInput.
 
-    One run a core at a time, each on one thread; with CUDA one run. The scale is the paper's own
-    with CUDA, and for a study that is about no other; else laptop. ``scales`` gives the names there
-    are, with those in folders of one's own.
+    One run a core at a time, each on one thread; with CUDA one run; on a cluster ``jobs`` of them.
+    The scale is the paper's own with CUDA, and for a study that is about no other; else laptop.
+    ``scales`` gives the names there are, with those in folders of one's own.
     """
     if not arguments or set(arguments) & {"-h", "--help"}:
         return None
@@ -48,8 +48,10 @@ def request(
     if scale not in (known := scales(folders)):
         raise BadInput("scale", scale, f"no such scale, choose {', '.join(known)}")
     seeds = whole("seeds", given.pop("seeds", "3"))
-    at_a_time = whole("jobs", given.pop("jobs", str(1 if cuda else os.cpu_count() or 1)))
     launcher = given.pop("launcher", "local")
+    if "jobs" not in given and launcher in ("slurm", "ray"):
+        raise BadInput("jobs", None, f"how many runs may {launcher} have at a time? As in jobs=16")
+    at_a_time = whole("jobs", given.pop("jobs", str(1 if cuda else os.cpu_count() or 1)))
     begins = f"{launcher}."
     options = {k.partition(".")[2]: given.pop(k) for k in list(given) if k.startswith(begins)}
     for key, value in given.items():

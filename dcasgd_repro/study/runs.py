@@ -77,8 +77,14 @@ def one_run(path: Path) -> str:
             words = words.removesuffix(", as in the paper's Table 1")
         if run.evaluated_on == "validation":
             words = words.replace("test ", "validation ").replace(", as in the paper's Table 1", "")
+        if "events" in run.summary:  # it ran for real
+            words = words.replace("simulated time", "time, by the server's clock")
         if run.summary[key] is not None:
             lines.append(f"  {words:52} {run.summary[key]:{form}}{unit}")
+    for event, count in run.summary.get("events", {}).items():
+        lines.append(f"  {event:52} {count:8}")
+    if lost := run.summary.get("pushes_lost"):
+        lines.append(f"  {'gradients received and lost':52} {lost:8}")
     lines.append(f"  weights sha256 {run.summary['weights_sha256']}")
     if "diverged_at_push" in run.summary:
         lines.insert(

@@ -414,6 +414,7 @@ class Ending(StandIn):
             "an operation that a graph cannot hold "
             "(operation not permitted when stream is capturing)",
         ),
+        (RuntimeError("CUDA error: no driver\nmore"), "CUDA error: no driver"),
     ],
 )
 @pytest.mark.parametrize("machine", [StandIn, Ending])

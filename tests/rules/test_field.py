@@ -459,6 +459,7 @@ def test_server_sgd_is_torchs_to_the_bit() -> None:
         (FedAsync, "law", "linear"),
         (FedAsync, "factor", 0.0),
         (FedAsync, "mean_delay", -1),
+        (FedBuff, "mean_delay", 1e9),
         (FedAsync, "count", "both"),
         (FedAsync, "pushes", "weights"),
         (FedAsync, "local_lr", 0),
@@ -500,8 +501,14 @@ def test_server_sgd_is_torchs_to_the_bit() -> None:
     ],
 )
 def test_refusals_name_the_key_and_the_value(rule: type, key: str, value: object) -> None:
+    keys = {"law": "exponential", "a": 1.0} if value == 1e9 else {}
     with pytest.raises(BadInput, match=f"^{key}={value}: "):
-        rule(**{key: value})
+        rule(**{key: value}, **keys)
+
+
+def test_a_buffer_of_weights_that_are_all_zero_moves_nothing() -> None:
+    rule = FedBuff(collect=1, law="threshold", a=0.0, b=1.0, reduction="weighted")
+    assert steps(rule, 2, arrive(t(3.0), delay=2)) == [[0.0]]
 
 
 @pytest.mark.parametrize("rule", [HeLoCo(blocks=[2, 2]), DCASGDn(blocks=[2, 2])], ids=repr)

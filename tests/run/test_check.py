@@ -11,14 +11,14 @@ from dcasgd_repro import ASGD, Arrival, Direction, Gamma, Generated, Quadratic, 
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.lr import Step
 from dcasgd_repro.run import Length, Plan
-from dcasgd_repro.run.check import check_rule
+from dcasgd_repro.run.check import check_contract
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
 @pytest.mark.parametrize("workers", [1, 3, 128])
 def test_ours_pass_and_no_random_number_is_drawn(rule: Rule, workers: int) -> None:
     before = torch.get_rng_state()
-    check_rule(rule, workers)
+    check_contract(rule, workers)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -101,13 +101,16 @@ class Sends(Mine):
         (Correction(), "Correction.direction: returns a correction of shape () where w has (4,)"),
         (OfFloat(), "OfFloat.direction: returns a step that is a float"),
         (Sign(), "Sign.direction: returns a step that is not finite, of finite gradients"),
-        (Bare(), "Bare.direction: returns a tuple, not a Direction"),
+        (
+            Bare(),
+            "Bare: its direction() must return Direction(step, state, correction), not a tuple",
+        ),
         (WritesGrad(), "WritesGrad.direction: writes into a tensor that it was given"),
         (WritesState(), "WritesState.direction: writes into a tensor that it was given"),
         (WritesW(), "WritesW.init: writes into a tensor that it was given"),
         (Sends(), "Sends.sends: returns a vector that is a NoneType"),
         (Raises(), "Raises.direction: raises IndexError: index 99 is out of bounds"),
-        (object(), "object: is no Rule: derive its class from dcasgd_repro.Rule"),
+        (object(), "object: is no rule; derive its class from dcasgd_repro.rules.Rule"),
     ],
     ids=lambda value: type(value).__name__ if not isinstance(value, str) else "",
 )
@@ -120,12 +123,12 @@ def test_a_faulty_rule_is_refused_by_name(rule: Any, message: str) -> None:
 
 def test_an_exception_is_shown_with_the_line_of_the_rule() -> None:
     with pytest.raises(BadInput, match=r"test_check.py, line \d+: .*state\[arrival.worker \+ 99\]"):
-        check_rule(Raises(), 2)
+        check_contract(Raises(), 2)
 
 
 def test_a_rule_is_asked_about_every_worker_and_left_as_it_was() -> None:
     rule = Mine()
-    check_rule(rule, 3)
+    check_contract(rule, 3)
     assert rule.seen == []
     watched: list[int] = []
 
@@ -134,7 +137,7 @@ def test_a_rule_is_asked_about_every_worker_and_left_as_it_was() -> None:
             watched.append(arrival.delay)
             return super().direction(arrival, state)
 
-    check_rule(Spy(), 3)
+    check_contract(Spy(), 3)
     assert watched == [0, 1, 2, 2, 2, 2, 2]
 
 
@@ -152,5 +155,5 @@ def plan(rule: Any) -> Plan:
 def test_a_rule_of_ours_may_be_given_a_lambda_of_any_size() -> None:
     from dcasgd_repro import DCASGDc
 
-    check_rule(DCASGDc(lam=1e300), 2)
+    check_contract(DCASGDc(lam=1e300), 2)
     assert plan(ASGD()).rule == ASGD()

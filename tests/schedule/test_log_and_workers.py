@@ -370,7 +370,7 @@ GOOD = "clock_s,kind,worker\n0.0,pull,0\n0.0,pull,1\n1.0,push,0\n1.5,push,1\n1.5
 @pytest.mark.parametrize(
     ("old", "new", "line", "why"),
     [
-        ("1.0,push,0", "1.0,pull,0", 4, "out of turn"),
+        ("1.0,push,0", "1.0,push,0\n1.0,push,0", 5, "out of turn"),
         (
             "0.0,pull,1\n",
             "",
@@ -412,9 +412,20 @@ def test_a_bad_file_is_refused_by_line(
 
 def test_the_first_of_two_bad_lines_is_named(tmp_path: Path) -> None:
     path = tmp_path / "log.csv"
-    path.write_text(GOOD.replace("1.0,push,0", "1.0,pull,0").replace("1.5,pull,0", "x"))
-    with pytest.raises(BadInput, match=r"log.csv:4: pull 0 is out of turn"):
+    path.write_text(GOOD.replace("0.0,pull,1\n", "").replace("1.5,pull,0", "x"))
+    with pytest.raises(BadInput, match=r"log.csv:4: push 1 is out of turn"):
         Schedule.load(path)
+
+
+def test_a_worker_that_was_restarted_pulls_again(tmp_path: Path) -> None:
+    """Its gradient since the pull before is lost: the delay counts from the later pull."""
+    path = tmp_path / "log.csv"
+    path.write_text(GOOD.replace("1.5,push,1", "1.0,pull,1\n1.5,push,1"))
+    log = Schedule.load(path)
+    assert log.kind.tolist() == [PULL, PULL, PUSH, PULL, PUSH, PULL]
+    assert log.delays().tolist() == [0, 0]
+    log.save(tmp_path / "again.csv")
+    assert (tmp_path / "again.csv").read_text() == path.read_text()
 
 
 def test_what_is_not_a_log_is_refused(tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ def test_a_word_that_means_two_studies_is_refused(
             "cell a runs with {M}; put it into its name too",
         ),
         ({"title": "t", "cells": ["a"]}, "AttributeError"),
-        ({"title": "t", "cells": {"a": ""}, "figure": "pie"}, "figure=pie: choose table, epochs"),
+        ({"title": "t", "cells": {"a": ""}, "figure": "pie"}, "figure=pie: choose epochs, lambda"),
         ({"title": "t", "cells": {"a": ""}, "measure": "best"}, "measure=best: choose last10, be"),
         ({"title": "t", "cells": {"../x": ""}}, "'../x' is no name for a cell"),
         ({"title": "t", "cells": {"a": "seed=3"}}, "cell a sets seed, which is for reproduce"),

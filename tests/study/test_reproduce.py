@@ -353,6 +353,8 @@ def test_a_cell_whose_class_cannot_be_had_is_refused_by_name(tmp_path: Path) -> 
         (["tabel"], "study=tabel: no such study; choose"),
         (["table1", "scale=smoke", "epochs=2"], "epochs=2: would make it another study"),
         (["table1", "scale=smoke", "launcher=k8s"], "launcher=k8s: choose local, slurm or ray"),
+        (["table1", "scale=smoke", "launcher=slurm"], "jobs=None: how many runs may slurm have"),
+        (["table1", "scale=smoke", "launcher=ray"], "jobs=None: how many runs may ray have at a"),
         (
             ["table1", "scale=smoke", "ray.num_gpus=1"],
             "ray.num_gpus=1: goes with launcher=ray, and",
@@ -457,6 +459,24 @@ def test_slurm_wants_a_cluster_and_a_time(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "sbatch").chmod(0o755)
     with pytest.raises(BadInput, match=r"^slurm.time=None: give the minutes of a job"):
         launchers.launcher("slurm", {})
+
+
+def test_slurm_takes_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("submitit")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    (tmp_path / "sbatch").write_text("#!/bin/sh\n")
+    (tmp_path / "srun").write_text("#!/bin/sh\n")
+    for name in ("sbatch", "srun"):
+        (tmp_path / name).chmod(0o755)
+    lines = '[module load cuda, "export A=1,2"]'
+    slurm = launchers.launcher("slurm", {"time": "60", "setup": lines, "partition": "long"})
+    file = slurm.executor._executor._make_submission_file_text("run", "1")
+    assert "\nmodule load cuda\nexport A=1,2\n" in file
+    assert "#SBATCH --partition=long\n" in file
+    assert "#SBATCH --time=60\n" in file
+    with pytest.raises(BadInput, match=r"^slurm.setup=\[1\]: write a list as"):
+        launchers.launcher("slurm", {"time": "60", "setup": "[1]"})
 
 
 def test_a_launcher_that_is_not_installed_says_how_to_get_it(

@@ -1,0 +1,4 @@
+"""A real asynchronous run: the simulator's ``Server`` behind pull and push, across processes.
+
+``protocol`` says what a server does with a call, without any library; ``ray`` carries it on Ray.
+"""
