@@ -225,7 +225,7 @@ def test_report_tells_configurations_apart(call) -> None:
 )
 def test_bad_input_is_one_line_and_exit_code_2(call, arguments: list[str], line: str) -> None:
     Path("empty.csv").touch()
-    Path("bad.csv").write_text("clock_s,kind,worker\n0.0,pull,0\n0.0,pull,0\n")
+    Path("bad.csv").write_text("clock_s,kind,worker\n0.0,pull,0\n0.0,push,1\n")
     Path("used").mkdir()
     Path("used/summary.json").write_text('{"status": "finished"}')
     before = sorted(Path().rglob("*"))

@@ -2,9 +2,9 @@
 
     python tests/cluster/kills.py [WORDS of dcasgd-repro train ...]
 
-Starts the run, kills its processes and no other's, each by SIGKILL at a random moment at which some
-worker computes; gives the same command again after the driver's death; prints what was lost, the
-delays, and what the replay of the log gives.
+Starts the run, kills its processes and no other's, each by SIGKILL at a random moment after the
+server has received further gradients; gives the same command again after the driver's death; prints
+what was lost, the delays, and what the replay of the log gives.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from dcasgd_repro.run.read import summary_of
+from dcasgd_repro.run.read import pushes_of, summary_of
 from dcasgd_repro.run.verify import verify
 from dcasgd_repro.schedule import Schedule, delay_table
 
@@ -51,17 +51,18 @@ def main(words: list[str]) -> None:
     path = Path(tempfile.mkdtemp()) / "run"
     command = [sys.executable, "-m", "dcasgd_repro", "train", *words, f"run_dir={path}"]
     process = subprocess.Popen(command)
+    seen = 0
     while process.poll() is None:
-        time.sleep(rng.uniform(0.2, 4.0))
-        if not left or not pids(process.pid, WORKERS):
+        time.sleep(rng.uniform(1.0, 6.0))
+        if not left or pushes_of(path) <= seen or not (path / "checkpoint.pt").exists():
             continue
         kind = left[-1]
         chosen = [process.pid] if kind == DRIVERS else pids(process.pid, kind)
-        if not chosen or (kind == DRIVERS and not (path / "checkpoint.pt").exists()):
-            rng.shuffle(left)
+        if not chosen:
             continue
         os.kill(rng.choice(chosen), signal.SIGKILL)
         killed[left.pop()] += 1
+        seen = pushes_of(path) if kind != DRIVERS else 0
         print(f"\nkilled    {kind}; {len(left)} to go", flush=True)
         if kind == DRIVERS:
             process.wait()
