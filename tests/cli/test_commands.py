@@ -225,7 +225,7 @@ def test_report_tells_configurations_apart(call) -> None:
 )
 def test_bad_input_is_one_line_and_exit_code_2(call, arguments: list[str], line: str) -> None:
     Path("empty.csv").touch()
-    Path("bad.csv").write_text("clock_s,kind,worker\n0.0,pull,0\n0.0,pull,0\n")
+    Path("bad.csv").write_text("clock_s,kind,worker\n0.0,pull,0\n0.0,push,1\n")
     Path("used").mkdir()
     Path("used/summary.json").write_text('{"status": "finished"}')
     before = sorted(Path().rglob("*"))
@@ -336,7 +336,9 @@ def test_an_experiment_of_ones_own_has_the_scale_of_its_task(
 def test_a_sweep_over_tasks_without_a_common_scale_is_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with pytest.raises(BadInput, match=r"^scale=None: choose one; these experiments or tasks"):
+    with pytest.raises(
+        BadInput, match=r"^scale=None: choose one; cifar10, imagenet have no common"
+    ):
         cli.dispatch("schedule", ["-m", "+exp=imagenet_dc,cifar_dc"])
     assert cli.dispatch("schedule", ["-m", "task=quadratic,synthetic", "workers=0,0"]) == 2
     assert capsys.readouterr().out.count("== scale=smoke ") == 4
