@@ -235,8 +235,8 @@ def default_scale(
     if found == {None}:
         return []
     if len(found) > 1 and found & {None, "imagenet"}:
-        remedy = "choose one; these experiments or tasks have no common one"
-        raise BadInput("scale", None, remedy)
+        names = ", ".join(sorted(name or "an experiment's own" for name in found))
+        raise BadInput("scale", None, f"choose one; {names} have no common one")
     if found != {"cifar10"}:
         return ["scale=imagenet" if found == {"imagenet"} else "scale=smoke"]
     if command == "schedule":  # answers without torch, and a longer log begins like a shorter one

@@ -336,7 +336,9 @@ def test_an_experiment_of_ones_own_has_the_scale_of_its_task(
 def test_a_sweep_over_tasks_without_a_common_scale_is_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with pytest.raises(BadInput, match=r"^scale=None: choose one; these experiments or tasks"):
+    with pytest.raises(
+        BadInput, match=r"^scale=None: choose one; cifar10, imagenet have no common"
+    ):
         cli.dispatch("schedule", ["-m", "+exp=imagenet_dc,cifar_dc"])
     assert cli.dispatch("schedule", ["-m", "task=quadratic,synthetic", "workers=0,0"]) == 2
     assert capsys.readouterr().out.count("== scale=smoke ") == 4
