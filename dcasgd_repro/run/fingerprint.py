@@ -41,6 +41,8 @@ def fingerprint(plan: Plan, log: Schedule, task: Any) -> dict[str, Any]:
     if not hasattr(task, "double"):
         return {"missing": "its task has no double(), which gives the task in float64"}
     pushes = min(plan.length.pushes, max(PUSHES, plan.workers + BEYOND))
+    if log.pushes < pushes:  # a recording that stopped early: the run that goes on writes its own
+        return {"missing": f"its log has {log.pushes} pushes so far, and {pushes} are needed"}
     first = log[: int(np.flatnonzero(log.kind == PUSH)[pushes - 1]) + 1]
     try:
         with _drawn_in_float64():

@@ -22,7 +22,7 @@ from dcasgd_repro.rules import DCASGDa
 from dcasgd_repro.run import experiment
 from dcasgd_repro.run.plan import Length, Plan
 from dcasgd_repro.run.read import provenance_of, rows_of, summary_of
-from dcasgd_repro.run.replay import elsewhere, replay
+from dcasgd_repro.run.replay import another_place, replay
 from dcasgd_repro.run.verify import verify
 from dcasgd_repro.run.write import weights_sha256
 from dcasgd_repro.schedule import PULL, Constant, Generated, Live, Schedule, delay_table
@@ -200,8 +200,8 @@ def another_log_is_found_out(path: Path) -> None:
     """verify says by how much the weights differ, and where they need not be equal."""
     origin = provenance_of(path)
     assert "schedule_sha256" not in origin  # the summary has that of what was recorded
-    assert elsewhere(path, origin) == ""
-    assert "device_name was x, is" in elsewhere(path, {**origin, "device_name": "x"})
+    assert another_place(path, origin) == ""
+    assert "device_name was x, is" in another_place(path, {**origin, "device_name": "x"})
     log = Schedule.load(path / "schedule.csv.gz")
     Schedule(log.clock, log.kind, 1 - log.worker, 2).save(path / "schedule.csv.gz")
     line, equal = verify(path)
