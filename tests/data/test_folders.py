@@ -469,7 +469,7 @@ def test_the_command_line(
         ([*short, "data.root=gone"], "data.root=gone/train: No such file"),
         ([*short, f"data.root={root}"], "images=1281167: "),
         (["+exp=imagenet_dc", "model.depth=20"], "model.depth=20: task imagefolder reads no model"),
-        (["-m", "+exp=imagenet_dc,cifar_dc"], "scale=None: choose one; these experiments or tasks"),
+        (["-m", "+exp=imagenet_dc,cifar_dc"], "scale=None: choose one; cifar10, imagenet have no"),
         (["task=imagenet", "scale=smoke", f"data.root={root}", "images=27", "test_images=9",
           "workers=2", "batch=4"], "task.model.classes=1000: the data has 3 classes"),
     ):  # fmt: skip
