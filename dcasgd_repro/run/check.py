@@ -24,7 +24,9 @@ def check_contract(rule: Rule, workers: int) -> None:
     the class and the method, for a method that raises, returns another shape or dtype or a number
     that is not finite, or writes into a tensor it was given.
     """
-    watched, h = Watched(copy.deepcopy(rule)), torch.tensor(CURVATURE)
+    watched = Watched(copy.deepcopy(rule))
+    size = sum(getattr(rule, "blocks", ())) or len(CURVATURE)  # a rule may have sizes of its own
+    h = torch.tensor(CURVATURE).repeat(-(-size // len(CURVATURE)))[:size]
     with torch.random.fork_rng(devices=[]):
         w, updates = torch.ones_like(h), 0
         sent, sent_at = [w] * workers, [0] * workers

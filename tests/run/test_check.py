@@ -10,6 +10,7 @@ from rules_under_test import RULES
 from dcasgd_repro import ASGD, Arrival, Direction, Gamma, Generated, Quadratic, Rule
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.lr import Step
+from dcasgd_repro.rules import DCASGDn, HeLoCo
 from dcasgd_repro.run import Length, Plan
 from dcasgd_repro.run.check import check_contract
 
@@ -20,6 +21,12 @@ def test_ours_pass_and_no_random_number_is_drawn(rule: Rule, workers: int) -> No
     before = torch.get_rng_state()
     check_contract(rule, workers)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("blocks", [(2,), (2, 6)])
+def test_a_rule_with_blocks_is_shown_a_vector_of_their_size(blocks: tuple[int, ...]) -> None:
+    for rule in (HeLoCo(blocks=blocks), DCASGDn(blocks=blocks)):
+        check_contract(rule, 3)
 
 
 @dataclass(frozen=True)
