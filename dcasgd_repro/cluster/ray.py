@@ -227,7 +227,7 @@ class Cluster:
             try:
                 received = self.ray.get(call)
             except self.ray.exceptions.RayActorError as error:
-                self._note("worker lost", m, self.server.batches[m])
+                self._note("worker lost", m)  # the server may be batches ahead of the driver
                 self.deaths[m] = counted(self.deaths[m], f"worker {m}", error)
                 self.workers[m] = self._worker(m)
             except self.ray.exceptions.RayTaskError as error:

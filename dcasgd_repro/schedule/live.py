@@ -41,8 +41,8 @@ class Event(NamedTuple):
     """What happened beside the messages: a line of cluster.csv.
 
     event: "refused: ..." (a push, and why), "worker lost", "server lost", "driver lost", or "pushes
-    lost": gradients of a worker that the lost server had received. pushes: gradients that were
-    received and are lost; of a lost driver those that metrics.csv shows.
+    lost": gradients of a worker that the lost server had received, from ``batch`` on. pushes:
+    gradients that were received and are lost; of a lost driver those that metrics.csv shows.
     """
 
     clock_s: float
