@@ -36,7 +36,7 @@ test: lint types ## lint, types, tests
 	.venv/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 test-gpu: .venv/ready ## the tests that need a CUDA device (not run on one yet)
-	.venv/bin/python -m pytest -m gpu tests/fast
+	DCASGD_GPU_TESTS=cuda .venv/bin/python -m pytest -m gpu tests/fast
 
 gpu-session: .venv/ready ## all that is to be measured on a GPU, unattended; without one: make gpu-session DEVICE=cpu
 	.venv/bin/python tests/gpu_session.py --device $(or $(DEVICE),cuda)
