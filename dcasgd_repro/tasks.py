@@ -183,6 +183,10 @@ class Classifier:
         self.device, self.dtype = device, dtype
         self._take(self._network(seed=0))
         self.evaluated = self._network(seed=0)
+        for name, parameter in self.evaluated.named_parameters():
+            if not parameter.requires_grad:
+                remedy = "is frozen, and w holds every parameter; register it as a buffer"
+                raise BadInput("model", name, remedy)
         for norm in _norms(self.evaluated):
             norm.momentum = None  # a plain average over the fixed pass
         for part in self.evaluated.modules():
@@ -268,14 +272,15 @@ class Classifier:
             return not torch.equal(before, state())
 
     def _forward(self, w: Tensor, images: Tensor) -> Tensor:
-        # As torch.func.functional_call, without its search for tied weights at every call.
-        for (parameters, name, _), part in zip(self._places, self._parts(w), strict=True):
-            parameters[name] = part
+        # As torch.func.functional_call, its search for tied weights made once.
+        parts = self._parts(w)
+        for parameters, name, _, k in self._places:
+            parameters[name] = parts[k]
         try:
             logits: Tensor = self.module(laid_out(images))
             return logits
         finally:
-            for parameters, name, own in self._places:
+            for parameters, name, own, _ in self._places:
                 parameters[name] = own
 
     def _decayed(self, loss: Tensor, w: Tensor) -> Tensor:
@@ -340,10 +345,12 @@ class Classifier:
         self.module = module
         for norm in _norms(module):
             norm.track_running_stats = False  # training needs none, so it keeps none
-        self._places: list[tuple[dict[str, Any], str, nn.Parameter]] = []
-        for path, own in module.named_parameters():
+        number = {id(own): k for k, own in enumerate(module.parameters())}
+        self._places: list[tuple[dict[str, Any], str, nn.Parameter, int]] = []
+        for path, own in module.named_parameters(remove_duplicate=False):  # tied ones too
             owner, _, name = path.rpartition(".")
-            self._places.append((module.get_submodule(owner)._parameters, name, own))
+            place = module.get_submodule(owner)._parameters
+            self._places.append((place, name, own, number[id(own)]))
 
     def _parts(self, w: Tensor) -> list[Tensor]:
         parts = w.split(self.sizes)

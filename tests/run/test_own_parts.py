@@ -1,5 +1,6 @@
 """Parts of a user's own: what a rule, a model, a data set or an edited file may do to a run."""
 
+import copy
 import dataclasses
 import importlib
 import sys
@@ -18,6 +19,7 @@ from dcasgd_repro.errors import BadInput
 from dcasgd_repro.fast.threads import Threads
 from dcasgd_repro.fast.waves import Waves
 from dcasgd_repro.lr import Step as Rate
+from dcasgd_repro.models import Network
 from dcasgd_repro.rules import ASGD, Arrival, Direction, Rule
 from dcasgd_repro.run import checkpoint, experiment, identity, plan, read
 from dcasgd_repro.run.sources import sources
@@ -174,6 +176,49 @@ def test_an_evaluation_is_a_function_of_w(inside: str) -> None:
     assert task.evaluate(other, []) != first
     task.gradient(w, task.batch(0, 0))
     assert task.evaluate(w, []) == first
+
+
+class Tied(nn.Module):
+    """Two layers of one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(48, 48), nn.Linear(48, 48)
+        self.second.weight = self.first.weight
+        self.last = nn.Linear(48, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = nn.functional.adaptive_avg_pool2d(images, 4).flatten(1)
+        return self.last(torch.relu(self.second(torch.relu(self.first(x)))))
+
+
+class Frozen(Tied):
+    def __init__(self) -> None:
+        super().__init__()
+        self.last.bias.requires_grad_(False)
+
+
+def small(network: type[nn.Module]) -> Classification:
+    data = Synthetic(2, batch=8, seed=0, augment=False, train_images=64, test_images=16)
+    return Classification(Network(network), data)
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_tied_weights_have_the_networks_own_gradient(copied: bool) -> None:
+    task, network = small(Tied).on(CPU, torch.float64), Tied().double()
+    w, batch = task.initial(1), task.batch(0, 0)
+    task = copy.copy(task) if copied else task
+    nn.utils.vector_to_parameters(w, network.parameters())
+    loss = nn.functional.cross_entropy(network(batch.images), batch.labels)
+    right = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, [*network.parameters()])])
+    found, g = task.gradient(w, batch)
+    torch.testing.assert_close(found, loss.detach(), rtol=1e-14, atol=0)
+    torch.testing.assert_close(g, right, rtol=1e-12, atol=1e-15)
+
+
+def test_a_frozen_parameter_is_refused_by_name() -> None:
+    with pytest.raises(BadInput, match=r"^model=last.bias: is frozen"):
+        small(Frozen).on(CPU)
 
 
 def test_the_numbers_of_a_gradient_belong_to_its_mini_batch() -> None:
