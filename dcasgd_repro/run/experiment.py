@@ -23,7 +23,14 @@ from dcasgd_repro.run import checkpoint, taylor, write
 from dcasgd_repro.run.device import set_device
 from dcasgd_repro.run.faults import Stop, machine_faults
 from dcasgd_repro.run.fingerprint import fingerprint
-from dcasgd_repro.run.identity import differences, evaluated_on, flat, precision, task_name
+from dcasgd_repro.run.identity import (
+    differences,
+    evaluated_on,
+    flat,
+    misplaced,
+    precision,
+    task_name,
+)
 from dcasgd_repro.run.plan import Plan
 from dcasgd_repro.run.probe import Probe, probe_of
 from dcasgd_repro.run.read import (
@@ -130,8 +137,11 @@ def check_sizes(plan: Plan, task: Any) -> None:
 def ended(plan: Plan, path: Path, log: Schedule, say: Callable[[str], None]) -> bool:
     """Whether this very run stands there already, as far as the plan asks.
 
-    Refuses a directory that holds another run.
+    Refuses a directory that holds another run, or that a study named for another one.
     """
+    if misplaced(plan.config, path):
+        remedy = "is named for another run; was a file edited since its study began? Run that again"
+        raise BadInput("run_dir", path, remedy)
     status = status_of(path)
     if status is not None:
         write.refuse_other_run(plan.config, path)
@@ -207,11 +217,12 @@ class Experiment:
         logs = write.Logs(self.path, hparams(self.plan), self.progress, on, probed)
         outcome: dict[str, Any] = {"status": FAILED}
         try:
-            outcome = self._loop(logs)
+            reached = self._loop(logs)
             self._keep(logs)
-            if outcome["status"] in (*ENDED, STOPPED) and not (self.path / FINGERPRINT).exists():
+            if reached["status"] in (*ENDED, STOPPED) and not (self.path / FINGERPRINT).exists():
                 made = fingerprint(self.plan, self.log, self.task)
                 write.write_fingerprint(self.path, made)
+            outcome = reached  # only once all of it is on the disk
         finally:
             logs.close(outcome["status"] == FINISHED)
             write.write_json(self.path / "summary.json", self._summary(outcome))

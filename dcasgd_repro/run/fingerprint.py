@@ -80,7 +80,7 @@ def disagreement(kept: Mapping[str, Any], here: Mapping[str, Any]) -> str:
         apart = {
             name: _apart(a, b)
             for name, a, b in zip(COLUMNS, was, now, strict=True)
-            if _apart(a, b) > TOLERANCE
+            if not _apart(a, b) <= TOLERANCE  # NaN agrees with nothing
         }
         if apart:
             by = ", ".join(f"{name} by {value:.1e}" for name, value in apart.items())

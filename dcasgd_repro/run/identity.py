@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+CELLS = Path("outputs/cells")  # runs that studies share: each in a folder of its identity's name
 # Keys that name a place, a label or a way of working: the numbers do not depend on them, and a
 # stopped run may go on with other ones. Each is a key as it is typed, with all that is inside it.
 LEFT_OUT: tuple[str, ...] = ("run_dir", "exp", "scale", "resume", "checkpoint", "stop_epoch")
@@ -77,6 +78,11 @@ def identity(config: Mapping[str, Any]) -> str:
     if str(content.get("task.data._target_")).endswith("ImageFolder"):
         given["task.data.root"] = str(config["task"]["data"]["root"])
     return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
+
+
+def misplaced(config: Mapping[str, Any], path: Path) -> bool:
+    """Whether ``path`` is one of CELLS and named for another run than the config's."""
+    return path.parts[-3:-1] == CELLS.parts and path.name != identity(config)[:16]
 
 
 def _plain(value: Any) -> Any:

@@ -127,7 +127,7 @@ def threads_per_gradient(origin: Mapping[str, Any]) -> int | None:
 def fingerprint_of(path: Path) -> dict[str, Any] | None:
     """The run's fingerprint.json; None where it has none. Raises BadInput."""
     try:
-        content = json.loads((path / FINGERPRINT).read_text())
+        content = json.loads((path / FINGERPRINT).read_text(), parse_constant=_no_number)
         if "missing" not in content:
             _ = content["schedule_sha256"], content["batches_sha256"], len(content["steps"][0])
     except FileNotFoundError:
@@ -135,6 +135,10 @@ def fingerprint_of(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise BadInput("run", path, f"no readable {FINGERPRINT} there ({error})") from None
     return dict(content)
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number of a fingerprint")
 
 
 def rows_of(path: Path, text: bool = False) -> pd.DataFrame:

@@ -1,11 +1,13 @@
 """Makes the first pushes of a kept run again, and compares what was kept of them.
 
-Its fingerprint must agree anywhere. Its float32 rows must be equal to the last digit where the
-processor, torch and the threads of a gradient are the run's own; elsewhere they may differ.
+Its fingerprint must agree anywhere, and so must what its rows hold of the schedule and the learning
+rate. Its float32 numbers must be equal to the last digit where the processor, torch and the threads
+of a gradient are the run's own; elsewhere they may differ.
 """
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,6 +21,7 @@ from omegaconf import OmegaConf
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.run import experiment, fingerprint, write
 from dcasgd_repro.run.device import set_device
+from dcasgd_repro.run.identity import differences
 from dcasgd_repro.run.plan import Plan, plan_of
 from dcasgd_repro.run.read import (
     FINGERPRINT,
@@ -32,8 +35,15 @@ from dcasgd_repro.run.read import (
 )
 from dcasgd_repro.run.replay import is_recorded, replayed
 
-COMPARED: tuple[str, ...] = ("push", "update", "simulated_s", "lr", "train_loss")
-COMPARED += ("delay_mean", "delay_max", "dc_ratio", "gap_norm")
+TIMED = "wall_s"  # the one column that no two runs share
+ANYWHERE = (
+    "push",
+    "epoch",
+    "simulated_s",
+    "lr",
+)  # the same on any machine, as they hold no gradient
+COUNTED = ("update", "delay_mean", "delay_max")  # likewise, as no rule of ours skips by a gradient
+WRITTEN = 1e-8  # relative: metrics.csv has nine digits
 
 
 def verify(path: Path) -> tuple[str, bool]:
@@ -46,6 +56,9 @@ def verify(path: Path) -> tuple[str, bool]:
     if is_recorded(path):
         return replayed(path)
     plan, kept = _plan(path), fingerprint_of(path)
+    files = (config.get("sources", {}) for config in (config_of(path), plan.config))
+    if other := differences(*files):
+        return f"{path}: this is another run, made with other files of your own: {other}", False
     rows = _again(path, plan, _early(path))
     # A run older than this entry of its provenance was made again where its fingerprint was.
     made = {"cpu_capability": (kept or {}).get("cpu_capability"), **provenance_of(path)}
@@ -61,7 +74,9 @@ def verify(path: Path) -> tuple[str, bool]:
     if message := fingerprint.disagreement(kept, here):
         return f"{path}: this is another run. In float64 {message}; {rows.words(other)}", False
     count = f"{len(kept['steps'])} pushes in float64 equal within {fingerprint.TOLERANCE:g}"
-    return f"{path}: {count}; {rows.words(other)}", not rows.message or bool(other)
+    return f"{path}: {count}; {rows.words(other)}", not rows.message or bool(
+        other and not rows.wrong
+    )
 
 
 def mark(path: Path) -> str:
@@ -90,11 +105,14 @@ class Rows(NamedTuple):
     what: str  # how many
     message: str  # in what they differ; "": equal, digit for digit
     origin: Mapping[str, Any]  # where they were made again
+    wrong: str = ""  # columns among them that no machine makes other
 
     def words(self, other: str) -> str:
         """For a reader; ``other`` says in what this is not the run's own place."""
         if not self.message:
             return f"{self.what}: all equal, digit for digit"
+        if self.wrong:
+            return f"{self.what}: {self.message}; {self.wrong}, which is equal on any machine"
         place = f"as may be elsewhere: {other}" if other else "though this is the run's own place"
         return f"{self.what}: {self.message}, {place}"
 
@@ -108,20 +126,26 @@ def _again(path: Path, plan: Plan, theirs: pd.DataFrame) -> Rows:
         if summary.get("stopped_by", "until") != "until":
             raise KeyboardInterrupt
         ours, origin = rows_of(Path(folder), text=True), provenance_of(Path(folder))
-    theirs, ours = theirs[list(COMPARED)], ours[list(COMPARED)].head(len(theirs))
-    what = f"{last} pushes in float32, {len(theirs)} rows of {len(COMPARED)} numbers"
+    columns = [name for name in theirs if name in ours and name != TIMED]
+    theirs, ours = theirs[columns], ours[columns].head(len(theirs))
+    what = f"{last} pushes in float32, {len(theirs)} rows of {len(columns)} numbers"
     if theirs.reset_index(drop=True).equals(ours.reset_index(drop=True)):
         return Rows(what, "", origin)
     if len(ours) < len(theirs):
         return Rows(what, f"this one {summary['status']} after push {summary['pushes']}", origin)
-    differs = next(k for k in range(len(theirs)) if not theirs.iloc[k].equals(ours.iloc[k]))
-    was, now = theirs.iloc[differs], ours.iloc[differs]
-    keys = [key for key in COMPARED if was[key] != now[key]]
-    difference = max(abs(float(was[k]) - float(now[k])) / (abs(float(was[k])) or 1.0) for k in keys)
+    was, now = (rows.apply(pd.to_numeric, errors="coerce") for rows in (theirs, ours))
+    by = (was - now).abs() / was.abs().where(was != 0, 1)  # NaN where neither or one has a number
+    by = by.where(was.isna() == now.isna(), math.inf).fillna(0.0)
+    differs = by[(by > 0).any(axis=1)].iloc[0]
+    push = theirs["push"].iloc[differs.name]
     message = (
-        f"they differ from push {was['push']} on, there by at most {difference:.1e} of the value"
+        f"they differ from push {push} on, there by at most {differs.max():.1e} of the value, in "
+        + ", ".join(differs[differs > 0].index)
     )
-    return Rows(what, f"{message}, in {', '.join(keys)}", origin)
+    ours_own = str(plan.config["rule"]["_target_"]).startswith("dcasgd_repro.")
+    fixed = [name for name in ANYWHERE + COUNTED * ours_own if name in columns]
+    wrong = ", ".join(name for name in fixed if by[name].max() > WRITTEN)
+    return Rows(what, message, origin, wrong)
 
 
 def _fingerprint(plan: Plan) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from omegaconf import DictConfig
 
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.run.compose import added, all_keys, composed, hydra_words, refuse_unread
-from dcasgd_repro.run.identity import FULL, MEANS, evaluated_on, identity
+from dcasgd_repro.run.identity import CELLS, FULL, MEANS, evaluated_on, identity
 from dcasgd_repro.run.plan import length_of, log_of, plain_config, plan_of
 from dcasgd_repro.run.read import (
     ENDED,
@@ -43,7 +43,6 @@ from dcasgd_repro.run.read import (
 from dcasgd_repro.study.grid import Cell, Study
 from dcasgd_repro.study.launchers import Handle, Launcher
 
-CELLS = Path("outputs/cells")
 POLL_S = 0.5
 PYTHON = (sys.executable, "-m", "dcasgd_repro")
 

@@ -97,6 +97,19 @@ def test_a_sweep_takes_classes_and_files_alike(
     assert second.startswith("rule=my_rule:MyRule  finished  outputs/quadratic_myrule/")
 
 
+def test_verify_wants_the_files_that_a_run_was_made_with(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = "task=quadratic images=64 batch=4 workers=2 log_every=8 rule=my_rule:MyRule run_dir=A"
+    assert cli.dispatch("train", words.split()) == 0
+    assert cli.verify(["A"]) == 0
+    del sys.modules["my_rule"]
+    (here / "my_rule.py").write_text(EXAMPLE + "# edited")
+    assert cli.verify(["A"]) == 1
+    said = r"A: this is another run, made with other files of your own: rule=\w{16} .now \w{16}."
+    assert re.search(said, capsys.readouterr().out)
+
+
 def test_a_network_of_ones_own(here: Path) -> None:
     words = ["scale=smoke", "task=synthetic", "model=my_net:tiny", "model.depth=2"]
     cfg = composed([*words, "model.classes=4"])

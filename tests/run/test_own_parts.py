@@ -7,7 +7,7 @@ import sys
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pytest
@@ -114,6 +114,22 @@ def test_a_state_that_becomes_another_class_is_refused(tmp_path: Path) -> None:
     """A checkpoint tells classes by those of the first state, None here."""
     with pytest.raises(BadInput, match="a named tuple where its first state has none"):
         made(tmp_path / "run", rule=Grows())
+
+
+class Late(Keeps):
+    """A class of state that only a late push has: no trial before training meets it."""
+
+    calls: ClassVar[list[int]] = []
+
+    def direction(self, arrival: Arrival, state: Any) -> Direction:
+        self.calls.append(arrival.delay)
+        return Direction(arrival.grad, Held(arrival.grad, 1) if len(self.calls) > 6 else None)
+
+
+def test_a_run_that_its_last_checkpoint_refuses_has_failed(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="a named tuple where its first state has none"):
+        made(tmp_path / "run", rule=Late())
+    assert read.summary_of(tmp_path / "run")["status"] == "failed"
 
 
 class Bare(Keeps):
@@ -363,6 +379,32 @@ def test_an_edited_rule_is_another_run(files: Callable[..., Rule], tmp_path: Pat
     # A kept run's identity is that of the file it was made with.
     kept = identity.identity(read.config_of(tmp_path / "run"))
     assert kept == identity.identity({**first.config, "run_dir": "elsewhere"})
+
+
+def test_an_edit_reaches_no_process_that_has_imported_the_file(
+    files: Callable[..., Rule], tmp_path: Path
+) -> None:
+    """As in a sweep: what runs is what was imported, and so is what is said of it."""
+    before = planned(rule=files()).config["sources"]
+    file = Path(str(sys.modules[f"own_{abs(hash(tmp_path))}"].__file__))
+    file.write_text(file.read_text() + "# edited")
+    (other,) = sources({"rule": {"_target_": f"{file.stem}.Mine"}}).values()
+    assert {"rule": other} == before
+
+
+def test_a_partial_has_the_source_of_its_function_and_its_own(
+    files: Callable[..., Rule], tmp_path: Path
+) -> None:
+    name, known = f"part_{abs(hash(tmp_path))}", set()
+    for factor, extra in ((1.0, ""), (2.0, ""), (2.0, "# edited")):
+        own = type(files(factor=factor)).__module__
+        (tmp_path / f"{name}.py").write_text(
+            f"import functools, {own}\nHalf = functools.partial({own}.Mine)\n{extra}"
+        )
+        sys.modules.pop(name, None)
+        importlib.invalidate_caches()
+        known.add(sources({"rule": {"_target_": f"{name}.Half"}})["rule"])
+    assert len(known) == 3
 
 
 def test_only_parts_of_ones_own_have_a_source() -> None:

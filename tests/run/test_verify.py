@@ -182,6 +182,25 @@ def test_float32_rows_count_where_the_run_was_made(
     assert (
         "of the value, in train_loss, as may be elsewhere: cpu_capability was SVE256, is" in message
     )
+    for name, value in (("lr", "0.3"), ("delay_mean", "1"), ("update", "49"), ("simulated_s", "9")):
+        changed = rows.copy()
+        changed.loc[1, name] = value
+        changed.to_csv(path / "metrics.csv", index=False)
+        message, same = verify(path)
+        assert not same, name
+        assert f"{name}, which is equal on any machine" in message
+    for name in (
+        "test_loss",
+        "epoch",
+        "w_norm",
+    ):  # every column counts at home, and not by its place
+        changed = rows.copy()
+        k = changed[name].first_valid_index()
+        changed.loc[k, name] = str(float(changed.loc[k, name]) + 1)
+        changed.to_csv(path / "metrics.csv", index=False)
+        message, _ = verify(path)
+        assert name in message
+
     (path / "fingerprint.json").rename(tmp_path / "kept.json")
     rows.loc[0, "gap_norm"] = "1"
     rows.to_csv(path / "metrics.csv", index=False)
@@ -202,6 +221,15 @@ def test_float32_rows_count_where_the_run_was_made(
     )
 
 
+def test_a_number_that_is_none_agrees_with_nothing() -> None:
+    kept = read.fingerprint_of(KEPT / "quadratic")
+    assert kept is not None
+    for column in range(len(fingerprint.COLUMNS)):
+        steps = [list(step) for step in kept["steps"]]
+        steps[2][column] = float("nan")
+        assert "from push 3 on" in fingerprint.disagreement(kept, {**kept, "steps": steps})
+
+
 def test_a_run_without_a_fingerprint_is_given_one(tmp_path: Path) -> None:
     path = tmp_path / "run"
     shutil.copytree(KEPT / "quadratic", path)
@@ -220,6 +248,11 @@ def test_a_run_without_a_fingerprint_is_given_one(tmp_path: Path) -> None:
         ("config.yaml", None, "no readable config.yaml there"),
         ("provenance.json", "{}", "no readable provenance.json there"),
         ("fingerprint.json", '{"steps": []}', "no readable fingerprint.json there"),
+        (
+            "fingerprint.json",
+            (KEPT / "quadratic" / "fingerprint.json").read_text().replace("0.1,", "NaN,"),
+            "no readable fingerprint.json there .NaN is no number of",
+        ),
         ("metrics.csv", "push,epoch,simulated_s,test_error,test_loss\n250,1,1,1,1\n", "no row up"),
     ],
 )

@@ -427,6 +427,26 @@ def test_a_study_killed_and_run_again_ends_as_if_it_had_not_been(
     assert (stopped / "results/mine/smoke/README.md").exists()
 
 
+def test_a_rule_edited_while_its_study_runs_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    source = "from dcasgd_repro.rules import ASGD\nclass Mine(ASGD): ...\n"
+    (tmp_path / "edited_meanwhile.py").write_text(source)
+    cells = {"mine": f"{QUADRATIC} rule=edited_meanwhile:Mine epochs=1"}
+    (job,) = reproduce.jobs_of(study(grid(tmp_path / "mine", cells)), "smoke", 1)
+    (tmp_path / "edited_meanwhile.py").write_text(source + "# edited\n")
+    done = subprocess.run(job.command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert f"run_dir={job.path}: is named for another run; was a file edited" in done.stderr
+    assert not job.path.exists()
+    (tmp_path / "edited_meanwhile.py").write_text(source)
+    assert subprocess.run(job.command, check=False).returncode == 0
+    assert job.ended
+
+
 def test_slurm_jobs_run_the_command_and_say_when_they_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
