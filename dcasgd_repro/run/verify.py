@@ -36,12 +36,7 @@ from dcasgd_repro.run.read import (
 from dcasgd_repro.run.replay import is_recorded, replayed
 
 TIMED = "wall_s"  # the one column that no two runs share
-ANYWHERE = (
-    "push",
-    "epoch",
-    "simulated_s",
-    "lr",
-)  # the same on any machine, as they hold no gradient
+ANYWHERE = ("push", "epoch", "simulated_s", "lr")  # on any machine, as they hold no gradient
 COUNTED = ("update", "delay_mean", "delay_max")  # likewise, as no rule of ours skips by a gradient
 WRITTEN = 1e-8  # relative: metrics.csv has nine digits
 
