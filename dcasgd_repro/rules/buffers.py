@@ -6,7 +6,9 @@ gradient instead. Stopping it changes the order of the workers, which is the sch
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import NamedTuple
 
 import torch
@@ -128,10 +130,8 @@ class Malenia(Rule):
             return Direction(None, state)
         state = folded(state, arrival)
         workers = len(state.counts)
-        if (
-            0 in state.counts
-            or workers / sum(1 / n for n in state.counts) < (self.collect or workers) / workers
-        ):
+        least = Fraction(self.collect or workers, workers)
+        if 0 in state.counts or _harmonic(state.counts) < least:
             return Direction(None, state)
         return Direction(mean(state.means), empty_table(arrival.w, workers))
 
@@ -232,7 +232,7 @@ class FedBuff(Weighted):
     ``reduction``  "mean" (default, the paper), "sum" (what both public codes do by default) or
                 "weighted": divided by the sum of the weights.
     ``rate``    "step" (default): eta is the one at the K-th arrival. "arrival": each gradient has
-                the eta of its own arrival, as in APPFL.
+                the eta of its own arrival, as in APPFL; a K-th arrival at eta = 0 moves nothing.
     ``pushes``  "gradient" (default), or "model": ``g + w_t - w_bak(m)`` for g, as in APPFL without
                 its option gradient_based.
     ``momentum`` mu: ``v = mu v + (the mean)``, ``w -= eta v``; ``nesterov`` adds mu v once more.
@@ -282,6 +282,11 @@ class FedBuff(Weighted):
 
     def keeps(self) -> tuple[int, int]:
         return 1 + (self.momentum > 0), 0
+
+
+def _harmonic(counts: Sequence[int]) -> Fraction:
+    """The harmonic mean, exact: rounded it may miss what it is equal to."""
+    return len(counts) / sum((Fraction(1, n) for n in counts), Fraction(0))
 
 
 def empty_table(w: Tensor, workers: int) -> Table:

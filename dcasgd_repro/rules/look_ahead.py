@@ -1,6 +1,7 @@
 """Rules that send a pulling worker another vector than w: where w may be when its gradient comes.
 
-The vector sent is also the worker's backup. It is made with the learning rate of the last push.
+The vector sent is also the worker's backup, unless the server writes backups at pushes. It is made
+with the learning rate of the last push.
 """
 
 from __future__ import annotations
@@ -30,6 +31,14 @@ class Velocity(NamedTuple):
 
     velocity: Tensor
     lr: float
+
+
+class Scaled(NamedTuple):
+    """One velocity, the rate of the last push, and rho."""
+
+    velocity: Tensor
+    lr: float
+    rho: float
 
 
 @dataclass(frozen=True)
@@ -290,7 +299,8 @@ class HeLoCo(Rule):
                () (default): w as a whole.
     ``clamp``  "inside" (default, as in a restatement of the paper), or "outside": beta =
                min(-k_s cos, beta_max) conf, the code's first version.
-    The paper's rho is 1 / sqrt(M). What is reported as the correction is G - rho g.
+    ``rho``     None (default): the paper's, M^-1/2; the code's default is 1.
+    What is reported as the correction is G - rho g.
     Source: HeLoCo, 2026 (arXiv 2606.00271), for pseudo-gradients, eta = 0.7. Held to:
     rcloyd/torchft.
     """
@@ -300,7 +310,7 @@ class HeLoCo(Rule):
     elementwise = False
 
     momentum: float = 0.9
-    rho: float = 1.0
+    rho: float | None = None
     c_ok: float = 0.2
     k_s: float = 0.5
     k_d: float = 1.0
@@ -312,7 +322,8 @@ class HeLoCo(Rule):
 
     def __post_init__(self) -> None:
         check_number("momentum", self.momentum, 0, 1)
-        check_number("rho", self.rho, ends="()")
+        if self.rho is not None:
+            check_number("rho", self.rho, ends="()")
         check_number("c_ok", self.c_ok, -2, 2, ends="[]")
         for key in ("k_s", "k_d", "kappa", "beta_max"):
             check_number(key, getattr(self, key))
@@ -320,20 +331,20 @@ class HeLoCo(Rule):
         object.__setattr__(self, "blocks", checked_blocks(self.blocks))
         check_choice("clamp", self.clamp, ("inside", "outside"))
 
-    def init(self, w: Tensor, workers: int) -> Velocity:
+    def init(self, w: Tensor, workers: int) -> Scaled:
         parts(w, self.blocks)
-        return Velocity(torch.zeros_like(w), 0.0)
+        return Scaled(torch.zeros_like(w), 0.0, self.rho or workers**-0.5)
 
-    def direction(self, arrival: Arrival, state: Velocity) -> Direction:
-        g, m = arrival.grad, state.velocity
+    def direction(self, arrival: Arrival, state: Scaled) -> Direction:
+        g, (m, _, rho) = arrival.grad, state
         turned = [
             self.turned(*pair)
             for pair in zip(parts(g, self.blocks), parts(m, self.blocks), strict=True)
         ]
-        full = self.rho * torch.cat(turned, dim=-1)
+        full = rho * torch.cat(turned, dim=-1)
         m = self.momentum * m + (1 - self.momentum) * full
         step = torch.add(full, m, alpha=self.momentum)
-        return Direction(step, Velocity(m, arrival.lr), full - self.rho * g)
+        return Direction(step, Scaled(m, arrival.lr, rho), full - rho * g)
 
     def turned(self, g: Tensor, m: Tensor) -> Tensor:
         """One block of g, corrected by the same block of m."""
@@ -351,7 +362,7 @@ class HeLoCo(Rule):
         as_it_is = (cosine >= self.c_ok) | (size < self.eps) | (length < self.eps)
         return torch.where(as_it_is, g, torch.where(cosine < 0, shrunk, between))
 
-    def sends(self, w: Tensor, state: Velocity, worker: int) -> Tensor:
+    def sends(self, w: Tensor, state: Scaled, worker: int) -> Tensor:
         return torch.add(w, state.velocity, alpha=-state.lr * self.momentum)
 
     def keeps(self) -> tuple[int, int]:

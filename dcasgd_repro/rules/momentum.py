@@ -279,8 +279,8 @@ class DelayedNesterov(Rule):
 
     ``D += g``; the N-th push makes ``m = beta m + D / N``, D = 0 and
     ``w -= eta ((1 - c N + c) beta m + g / N)``; the others ``w -= eta (c beta m + g / N)``.
-    ``collect`` is N (default 10), ``momentum`` beta, ``spread`` c (default 0): the share of the
-    momentum that each push applies. N = 1 is Nesterov's momentum.
+    ``collect`` is N (default 10), ``momentum`` beta, ``spread`` c in [0, 1/N] (default 0): the
+    share of the momentum that each push applies. N = 1 is Nesterov's momentum.
     Source: Liu et al., 2024 (arXiv 2401.09135), for pseudo-gradients, eta = 0.7. Held to:
     rcloyd/torchft and utnslab/halos, which agree.
     """
@@ -295,7 +295,7 @@ class DelayedNesterov(Rule):
     def __post_init__(self) -> None:
         check_number("momentum", self.momentum, 0, 1)
         check_whole("collect", self.collect)
-        check_number("spread", self.spread, 0, 1, ends="[]")
+        check_number("spread", self.spread, 0, 1 / self.collect, ends="[]")
 
     def init(self, w: Tensor, workers: int) -> Delayed:
         return Delayed(0, torch.zeros_like(w), torch.zeros_like(w))

@@ -281,7 +281,8 @@ class ASAP(Rule):
     """ASAP.SGD, ``w -= eta (1 + A (1 - 2 F(tau))) g``, F the empirical distribution of delays.
 
     F(tau) is the share of the delays so far that are <= tau, the present one included, so the
-    first push has F = 1 and with ``amplitude`` A = 1 (default) moves nothing.
+    first push has F = 1 and with ``amplitude`` A = 1 (default) moves nothing; nor does any push
+    whose delay is the largest so far, so with one constant delay w never moves.
     ``bound``  a gradient with tau >= bound is ignored, and not counted: the histogram ends there.
     Source: Bäckström, Papatriantafilou, Tsigas, ICML 2022. Held to: federicovilla55/asgd_staleness,
     a course project, not the authors'.

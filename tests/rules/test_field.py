@@ -169,6 +169,9 @@ def test_late_gradients_are_ignored_by_hand() -> None:
     assert steps(Malenia(), 2, fresh, again, late, other) == [None, None, None, [6.5]]
     # Counts 2 and 1: their harmonic mean 4/3 is under S / M = 3/2; counts 2 and 2 are enough.
     assert steps(Malenia(collect=3), 2, fresh, again, other, other) == [None, None, None, [6.5]]
+    # Three counts of 5: their harmonic mean is S / M = 5, which a sum of rounded fifths misses.
+    fives = [arrive(t(4.0), worker=m) for m in (0, 1, 2) for _ in range(5)]
+    assert steps(Malenia(collect=15), 3, *fives) == [None] * 14 + [[4.0]]
 
 
 def test_ringleader_by_hand() -> None:
@@ -296,6 +299,10 @@ def test_heloco_by_hand() -> None:
     along, across = 0.25 / math.sqrt(0.625), 0.75 / math.sqrt(0.625)
     expected = [10 * (across * 0.8 + along * 0.6), 10 * (across * -0.6 + along * 0.8)]
     assert turned.tolist() == pytest.approx(expected)
+    # By default rho is the paper's, 1 / sqrt(M), of 4 workers here.
+    paper, half = HeLoCo(momentum=0.5), HeLoCo(momentum=0.5, rho=0.5)
+    first, same = (each.direction(arrive(g), each.init(g, 4)) for each in (paper, half))
+    assert first.step.tolist() == same.step.tolist() == [3.75, 5.0]
     # Along it, and in blocks of their own: each is turned by itself.
     assert torch.equal(rule.turned(g, state.velocity), g)
     both = HeLoCo(momentum=0.5, rho=2.0, blocks=[1, 1])
@@ -383,7 +390,7 @@ PLAIN = {"law": "constant", "pushes": "gradient"}
         (SMEGA2(momentum=0.0), ASGD()),
         (ServerSGD(momentum=0.9, nesterov=False), ASGD(0.9)),
         (DelayedNesterov(collect=1), ServerSGD()),
-        (HeLoCo(momentum=0.0, c_ok=-2.0), ASGD()),
+        (HeLoCo(momentum=0.0, rho=1.0, c_ok=-2.0), ASGD()),
     ],
     ids=repr,
 )
@@ -485,7 +492,7 @@ def test_server_sgd_is_torchs_to_the_bit() -> None:
         (MultiASGD, "momentum", 1.0),
         (GapAware, "gamma", 1.0),
         (OrMo, "momentum", 1.0),
-        (DelayedNesterov, "spread", 2.0),
+        (DelayedNesterov, "spread", 0.11),
         (NAGASGD, "weight_decay", -1.0),
         (DANADC, "lam", math.inf),
         (DANADC, "momentum", 1.0),

@@ -47,8 +47,10 @@ def vectors(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> list[
     return [torch.randn(*shape, generator=source, dtype=dtype) for _ in range(3)]
 
 
-def arrive(g: torch.Tensor, w: torch.Tensor, w_bak: torch.Tensor, worker: int = 0) -> Arrival:
-    return Arrival(g, w, w_bak, worker=worker, delay=1, lr=0.1)
+def arrive(
+    g: torch.Tensor, w: torch.Tensor, w_bak: torch.Tensor, worker: int = 0, delay: int = 1
+) -> Arrival:
+    return Arrival(g, w, w_bak, worker, delay, lr=0.1)
 
 
 def t(*values: float) -> torch.Tensor:
@@ -227,10 +229,10 @@ def test_pure(rule: Rule) -> None:
     """The same arguments give the same result, and none of them is written to."""
     g, w, bak = vectors(3, 30)
     state = rule.init(w, 2)
-    for m in (0, 1, 1, 0):
+    for m, delay in ((0, 0), (1, 1), (1, 0), (0, 1), (0, 0), (1, 0)):
         before = [x.clone() for x in (g, w, bak, *tensors(state))]
-        first = rule.direction(arrive(g, w, bak, worker=m), state)
-        again = rule.direction(arrive(g, w, bak, worker=m), state)
+        first = rule.direction(arrive(g, w, bak, worker=m, delay=delay), state)
+        again = rule.direction(arrive(g, w, bak, worker=m, delay=delay), state)
         sent = rule.sends(w, first.state, m)
         assert torch.equal(sent, rule.sends(w, again.state, m))
         now = [g, w, bak, *tensors(state)]
