@@ -58,6 +58,7 @@ _HOME = {
         "ServerNAdam",
         "ServerSGD",
         "StalenessAware",
+        "Throttle",
     ),
     "schedule": (
         "Constant",
@@ -72,6 +73,7 @@ _HOME = {
         "Message",
         "Schedule",
     ),
+    "reactive": ("Reactive",),
     "simulate": ("Server", "Step", "Task", "simulate", "worker"),
     "tasks": ("Classification", "Quadratic"),
     "models": ("ResNet", "ResNet50"),

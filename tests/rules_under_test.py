@@ -37,6 +37,7 @@ from dcasgd_repro import (
     ServerNAdam,
     ServerSGD,
     StalenessAware,
+    Throttle,
 )
 
 KINDS = [
@@ -76,6 +77,7 @@ RULES = [
     Rennala(),
     Malenia(),
     Ringleader(),
+    Throttle(),
     IAG(),
     FedBuff(collect=3),
     FedBuff(collect=2, reduction="weighted", count="push", momentum=0.5, pushes="model"),

@@ -14,7 +14,7 @@ WINGS = [
     {"models", "data", "lr"},
     {"schedule", "rules"},
     {"simulate", "tasks", "optim"},
-    {"fast", "cluster"},
+    {"fast", "cluster", "reactive"},
     {"run"},
     {"study", "bench"},
     {"cli"},

@@ -111,7 +111,13 @@ def schedule(cfg: DictConfig, argv: Sequence[str]) -> Done:
 
     log = log_of(cfg, length_of(cfg).pushes)
     out = Path(cfg.run_dir or f"outputs/schedule/{log.sha256()[:8]}")
-    print(runs.schedule(log, out))
+    found: list[str] = []
+    if cfg.reactive:
+        from dcasgd_repro.reactive import answers
+        from dcasgd_repro.run.plan import build
+
+        found = answers(build(cfg, "rule"), log)
+    print(runs.schedule(log, out, found))
     delays = log.delays()
     return Done(0, f"delay {delays.mean():.2f} ± {delays.std():.2f}, at most {delays.max()}  {out}")
 

@@ -7,7 +7,15 @@ what may be sent in place of w.
 """
 
 from dcasgd_repro.rules.averaging import ASGD, SSGD
-from dcasgd_repro.rules.buffers import IAG, FedBuff, Malenia, Rennala, Ringleader, Ringmaster
+from dcasgd_repro.rules.buffers import (
+    IAG,
+    FedBuff,
+    Malenia,
+    Rennala,
+    Ringleader,
+    Ringmaster,
+    Throttle,
+)
 from dcasgd_repro.rules.delay_compensation import DCSSGD, DCASGDa, DCASGDc, DCASGDn
 from dcasgd_repro.rules.look_ahead import DANADC, LWP, MSNAG, NAGASGD, SMEGA2, DANAZero, HeLoCo
 from dcasgd_repro.rules.momentum import (
@@ -63,4 +71,5 @@ __all__ = [
     "ServerNAdam",
     "ServerSGD",
     "StalenessAware",
+    "Throttle",
 ]

@@ -1,7 +1,7 @@
 """Rules that collect gradients before w moves, or ignore those that come too late.
 
-What a worker computes is never stopped here: a paper's server that would cancel it ignores its
-gradient instead. Stopping it changes the order of the workers, which is the schedule's.
+On a schedule that was drawn beforehand no worker is stopped: a gradient that a paper's server would
+cancel is ignored when it comes. A reactive schedule stops the workers that ``stops`` names.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dcasgd_repro.errors import check_choice, check_whole
+from dcasgd_repro.errors import check_choice, check_number, check_whole
 from dcasgd_repro.rules.rule import (
     Arrival,
     Direction,
@@ -34,8 +34,8 @@ class Ringmaster(Rule):
     ``threshold`` is R, None (default): 2 M, our choice; the paper's is ceil(sigma^2 / epsilon).
     tau counts the updates made, so an ignored gradient ages nobody. R above every delay is ASGD.
     Source: Maranjyan, Tyurin, Richtárik, 2025 (arXiv 2501.16168). Held to:
-    vectozavr/ringmaster-lmo, which stops a worker whose delay reaches R (the paper's Algorithm 5):
-    the same steps on the log it makes, but another log.
+    vectozavr/ringmaster-lmo, which stops a worker whose delay reaches R (the paper's Algorithm 5),
+    as a reactive schedule does; elsewhere its gradient is ignored.
     """
 
     name = "ringmaster"
@@ -53,6 +53,9 @@ class Ringmaster(Rule):
     def direction(self, arrival: Arrival, state: int) -> Direction:
         return Direction(arrival.grad if arrival.delay < state else None, state)
 
+    def stops(self, state: int, delays: Sequence[int]) -> list[int]:
+        return [m for m, delay in enumerate(delays) if delay >= state]
+
 
 class Mean(NamedTuple):
     """Gradients taken at the present w: how many make a step, how many came, their sum."""
@@ -68,7 +71,7 @@ class Rennala(Rule):
 
     A gradient of an earlier w is ignored. ``collect`` is B, None (default): M.
     Source: Tyurin, Richtárik, 2023 (arXiv 2305.12387). Held to: vectozavr/ringmaster-lmo, which
-    stops every worker at each update, so that none is ignored: the same steps on its log.
+    stops every worker at each update, so that none is ignored, as a reactive schedule does.
     """
 
     name = "rennala"
@@ -91,6 +94,9 @@ class Rennala(Rule):
         if count + 1 < collect:
             return Direction(None, Mean(collect, count + 1, total))
         return Direction(total / collect, Mean(collect, 0, torch.zeros_like(total)))
+
+    def stops(self, state: Mean, delays: Sequence[int]) -> list[int]:
+        return late(delays)
 
     def keeps(self) -> tuple[int, int]:
         return 1, 0
@@ -134,6 +140,9 @@ class Malenia(Rule):
         if 0 in state.counts or _harmonic(state.counts) < least:
             return Direction(None, state)
         return Direction(mean(state.means), empty_table(arrival.w, workers))
+
+    def stops(self, state: Table, delays: Sequence[int]) -> list[int]:
+        return late(delays)
 
     def keeps(self) -> tuple[int, int]:
         return 0, 1
@@ -183,6 +192,37 @@ class Ringleader(Rule):
 
     def keeps(self) -> tuple[int, int]:
         return 0, 2
+
+
+@dataclass(frozen=True)
+class Throttle(Rule):
+    """THROTTLE, ``w -= eta q^-c g / M`` for a worker's q-th gradient in a round.
+
+    A round ends when every worker has sent one. Then all that compute are stopped, which needs a
+    reactive schedule; elsewhere what they send counts for the next round. ``decay`` is c (default
+    1, ours).
+    Source: no paper read; the formula at second hand (THROTTLE, 2026). Held to nothing.
+    """
+
+    name = "throttle"
+    label = "THROTTLE"
+
+    decay: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_number("decay", self.decay)
+
+    def init(self, w: Tensor, workers: int) -> tuple[int, ...]:
+        return (0,) * workers
+
+    def direction(self, arrival: Arrival, state: tuple[int, ...]) -> Direction:
+        m, workers = arrival.worker, len(state)
+        counts = replaced(state, m, state[m] + 1)
+        step = arrival.grad * (counts[m] ** -self.decay / workers)
+        return Direction(step, (0,) * workers if all(counts) else counts)
+
+    def stops(self, state: tuple[int, ...], delays: Sequence[int]) -> list[int]:
+        return [] if any(state) else list(range(len(delays)))
 
 
 @dataclass(frozen=True)
@@ -287,6 +327,11 @@ class FedBuff(Weighted):
 def _harmonic(counts: Sequence[int]) -> Fraction:
     """The harmonic mean, exact: rounded it may miss what it is equal to."""
     return len(counts) / sum((Fraction(1, n) for n in counts), Fraction(0))
+
+
+def late(delays: Sequence[int]) -> list[int]:
+    """Workers that compute at an earlier w than the present one."""
+    return [m for m, delay in enumerate(delays) if delay > 0]
 
 
 def empty_table(w: Tensor, workers: int) -> Table:

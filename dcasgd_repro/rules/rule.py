@@ -69,6 +69,15 @@ class Rule(ABC):
         """
         return w
 
+    def stops(self, state: Any, delays: Sequence[int]) -> Sequence[int]:
+        """The workers to stop after an arrival: they give up their gradients, and pull w anew.
+
+        ``delays``: of each worker, updates since its pull. Only a reactive schedule asks, of a rule
+        that has met zeros for gradients: counts and delays decide. Those that do not compute at
+        that moment are left alone.
+        """
+        return ()
+
     def keeps(self) -> tuple[int, int]:
         """Vectors [P] in the state: (once on the server, and again for each worker).
 

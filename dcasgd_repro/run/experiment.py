@@ -426,6 +426,8 @@ def notes(plan: Plan, log: Schedule) -> Iterator[str]:
     if plan.rule.for_rounds and not log.in_rounds:
         name = plan.rule.name
         yield f"no barrier: {name} averages gradients as they come (schedule.barrier=true)"
+    if log.stopped and not plan.live:
+        yield f"the rule stops a worker {log.stopped:,} times; what it was computing is lost"
     if plan.backup != "pull" and not pulls_later(log):
         first = " but for each worker's first push" if plan.backup == "push_from_zero" else ""
         same = f"so backup={plan.backup} is backup=pull{first}"

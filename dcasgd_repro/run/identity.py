@@ -23,7 +23,7 @@ FULL = "float32"
 # In what runs of one configuration differ; parts have the seed under the same name.
 SEEDS = ("seed", "seeds")
 # Keys that are younger than some runs: null, they leave the hash of such a run what it was.
-YOUNGER = ("validation", "task.data.validation", "rule.curvature")
+YOUNGER = ("validation", "reactive", "task.data.validation", "rule.curvature")
 
 
 def flat(config: Mapping[str, Any], without: Sequence[str] = LEFT_OUT) -> dict[str, Any]:

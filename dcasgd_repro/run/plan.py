@@ -180,6 +180,8 @@ class Plan:
             raise BadInput(
                 "fused", self.fused, "the server of engine=ray has no such; leave it out"
             )
+        if getattr(self.schedule, "rule", self.rule) != self.rule:
+            raise BadInput("schedule.rule", self.schedule.rule, f"the plan has {self.rule}")
         data = getattr(self.task, "data", None)
         agree = [
             ("schedule.workers", getattr(self.schedule, "workers", None), self.workers),
@@ -220,6 +222,7 @@ def plan_of(cfg: DictConfig) -> Plan:
     """The plan that a composed config describes. Raises BadInput, under the key as it is typed."""
     length = length_of(cfg)
     rule, schedule, task, rate, engine = (build(cfg, key) for key in LEAVES)
+    schedule = _answered(cfg, schedule, lambda: rule)
     probe = cfg.get("probe")  # this and others are absent from configs that are older than the key
     if probe is not None and not OmegaConf.is_dict(probe):
         raise BadInput("probe", probe, "this is a group of keys; set one inside it")
@@ -254,11 +257,27 @@ def plan_of(cfg: DictConfig) -> Plan:
 
 
 def log_of(cfg: DictConfig, pushes: int) -> Schedule:
-    """The message log of the config's schedule, up to its ``pushes``-th push. No torch."""
-    schedule = build(cfg, "schedule")
+    """The message log of the config's schedule, up to its ``pushes``-th push.
+
+    No torch, unless the rule has a part in it.
+    """
+    schedule = _answered(cfg, build(cfg, "schedule"), lambda: build(cfg, "rule"))
     if isinstance(schedule, Live):
         raise BadInput("schedule", "live", "a cluster makes it as it runs: train with engine=ray")
     return _log(schedule, pushes, partial(named, cfg))
+
+
+def _answered(cfg: DictConfig, schedule: Any, rule: Callable[[], Any]) -> Any:
+    """The schedule, with reactive=true one whose workers the rule may stop."""
+    wanted = cfg.get("reactive")
+    if wanted is None:
+        return schedule
+    check_choice("reactive", wanted, (True, False))
+    if not wanted:
+        return schedule
+    from dcasgd_repro.reactive import Reactive  # torch
+
+    return Reactive(schedule, rule())
 
 
 def _log(schedule: Any, pushes: int, full: Callable[[str, BadInput], BadInput]) -> Schedule:

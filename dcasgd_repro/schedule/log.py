@@ -93,6 +93,14 @@ class Schedule:
         return int(np.count_nonzero(self.kind == PUSH))
 
     @property
+    def stopped(self) -> int:
+        """Computations given up: pulls of workers that had not pushed since their last pull."""
+        order = np.argsort(self.worker.astype(np.uint16), kind="stable")
+        worker, kind = self.worker[order], self.kind[order]
+        again = (worker[1:] == worker[:-1]) & (kind[1:] == PULL) & (kind[:-1] == PULL)
+        return int(np.count_nonzero(again))
+
+    @property
     def duration_s(self) -> float:
         """Simulated seconds from the first message to the last."""
         return float(self.clock[-1] - self.clock[0]) if len(self) else 0.0

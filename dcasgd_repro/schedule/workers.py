@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -122,6 +122,12 @@ class Generated:
         """The log up to its ``pushes``-th push; a longer log begins with every shorter one."""
         check_whole("pushes", pushes, 1)
         return first(pushes, self._rounds(pushes) if self.barrier else self._merged(pushes))
+
+    def cycles(self, worker: int) -> Iterator[tuple[float, float]]:
+        """A worker's cycles: seconds from its pull to its push, from its push to its next pull."""
+        rngs, speed = self._streams(worker), float(self._speeds()[worker])
+        while True:
+            yield from zip(*(part.tolist() for part in self._cycles(rngs, speed, 256)), strict=True)
 
     def _travel(self) -> Law:
         return self.communication if self.workers > 1 else Constant(0.0)

@@ -191,12 +191,13 @@ def _work(log: Schedule) -> list[str]:
     if counts[few] < counts[many]:
         text = f"Workers sent {counts[few]:,} (worker {few}) to {counts[many]:,} (worker {many}) "
         text += "gradients"
-    done = timeline.spans(log[: 200 * log.workers])
-    whole = sum(span.end_s - span.start_s for span in done)
-    idle = sum(span.end_s - span.start_s for span in done if not span.computes)
-    share = idle / whole if whole else 0.0
-    waited = f"waited {share:.0%} of the time" if idle else "never waited"
-    return [f"{text} and {waited}."]
+    of = timeline.shares(log[: 200 * log.workers])
+    idle, lost = of[timeline.WAITS], of[timeline.STOPPED]
+    waited = f"waited {idle:.0%} of the time" if idle else "never waited"
+    if not log.stopped:
+        return [f"{text} and {waited}."]
+    stops = f"They were stopped {log.stopped:,} times, and lost {lost:.0%} of their time by it."
+    return [f"{text} and {waited}.", stops]
 
 
 def _updates(run: Run) -> list[str]:

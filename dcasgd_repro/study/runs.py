@@ -16,7 +16,7 @@ import pandas as pd
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.run.identity import FULL
 from dcasgd_repro.run.read import FINGERPRINT, KEPT, Run
-from dcasgd_repro.schedule import Schedule, delay_table
+from dcasgd_repro.schedule import PUSH, Schedule, delay_table
 from dcasgd_repro.study.figures import save, sheet, timeline, unframed
 from dcasgd_repro.study.looks import PAPERS, label_of, looks, separated
 from dcasgd_repro.study.measures import chance
@@ -290,10 +290,11 @@ def draw(groups: Mapping[str, Sequence[Run]], title: str) -> Figure:
     return figure
 
 
-def schedule(log: Schedule, out: Path) -> str:
+def schedule(log: Schedule, out: Path, answers: Sequence[str] = ()) -> str:
     """Saves a schedule, its delay table and a figure below ``out``; returns what to print.
 
-    The figure: a histogram of the delays, and a Gantt chart of the first rounds.
+    The figure: a histogram of the delays, and a Gantt chart of the first rounds. ``answers``: what
+    becomes of each gradient under a rule, where that has a part in the schedule.
     """
     table, delays = delay_table(log), log.delays()
     out.mkdir(parents=True, exist_ok=True)
@@ -302,7 +303,7 @@ def schedule(log: Schedule, out: Path) -> str:
     figure = sheet(12.5, 4.2)
     shares, rounds = figure.subplots(1, 2, width_ratios=[1, 1.6])
     timeline.histogram(shares, log)
-    timeline.gantt(rounds, log)
+    timeline.gantt(rounds, log, [answer == "applied" for answer in answers] or None)
     spread = f"mean {delays.mean():.2f}, sd {delays.std():.2f}, max {delays.max()}"
     figure.suptitle(f"{log.workers} workers, {log.pushes:,} pushes: delay {spread}", fontsize=10)
     unframed(shares)
@@ -311,6 +312,7 @@ def schedule(log: Schedule, out: Path) -> str:
         (
             "delays, in pushes",
             table.to_string(index=False, float_format=lambda x: f"{x:.2f}"),
+            *([work(log, answers)] if answers else []),
             f"pushes             {log.pushes:,}",
             f"simulated duration {log.duration_s:,.1f} s",
             f"sha256             {log.sha256()}",
@@ -318,6 +320,27 @@ def schedule(log: Schedule, out: Path) -> str:
             f"figure             {out / 'delays.png'}",
         )
     )
+
+
+def work(log: Schedule, answers: Sequence[str]) -> str:
+    """What became of each worker's gradients, and of its time, as a table to print."""
+    sender = log.worker[log.kind == PUSH]
+    became = pd.crosstab(sender, np.array(answers))
+    table = became.reindex(range(log.workers), columns=["applied", "kept", "ignored"], fill_value=0)
+    own = [_of_worker(log, m) for m in range(log.workers)]
+    table["stopped"] = [part.stopped for part in own]
+    shares = [timeline.shares(part) for part in own]
+    table["time lost"] = [share[timeline.STOPPED] for share in shares]
+    table["idle"] = [share[timeline.WAITS] for share in shares]
+    text = table.rename_axis(index="worker", columns=None).reset_index()
+    return "what became of gradients; time lost by being stopped, and idle\n" + text.to_string(
+        index=False, float_format=lambda x: f"{x:.0%}"
+    )
+
+
+def _of_worker(log: Schedule, m: int) -> Schedule:
+    mine = log.worker == m
+    return Schedule(log.clock[mine], log.kind[mine], np.zeros(mine.sum(), np.int32), 1)
 
 
 def keep(run: Path, target: Path) -> None:

@@ -47,10 +47,17 @@ def by_hand() -> Schedule:
 
 
 def test_spans_by_hand() -> None:
+    computes, stopped, waits = timeline.COLOURS
     first, *others = timeline.spans(by_hand())
-    assert first == (0, True, 0.0, 2.0)
-    assert others == [(0, False, 2.0, 3.0), (1, True, 0.0, 3.0)]
-    assert timeline.spans(by_hand()[:3])[-1] == (1, True, 0.0, 2.0)  # to the log's last message
+    assert first == (0, computes, 0.0, 2.0)
+    assert others == [(0, waits, 2.0, 3.0), (1, computes, 0.0, 3.0)]
+    assert timeline.spans(by_hand()[:3])[-1] == (1, computes, 0.0, 2.0)  # to the log's last message
+    # Worker 1 pulls again at 1 s: it computed in vain for a second, of 6 in all.
+    again = Schedule(np.array([0.0, 0.0, 1.0, 3.0]), np.array([PULL, PULL, PULL, PUSH], np.uint8),
+                     np.array([0, 1, 1, 1], np.int32), 2)  # fmt: skip
+    assert (1, stopped, 0.0, 1.0) in timeline.spans(again)
+    assert timeline.shares(again) == {computes: 5 / 6, stopped: 1 / 6, waits: 0.0}
+    assert again.stopped == 1
 
 
 def test_a_gantt_chart_shows_who_computes_and_waits_and_what_was_applied() -> None:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
 
 BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "#666666"
+COMPUTES, STOPPED, WAITS = "computes", "computes, and is stopped", "waits"
+COLOURS = {COMPUTES: BLUE, STOPPED: "#CC79A7", WAITS: ORANGE}
 SHOWN = 16  # workers of a Gantt chart
 ROUNDS = 4  # pushes a worker of a Gantt chart, on average
 NUMBERED = 60  # pushes that can have their delays written beside them
@@ -24,7 +26,7 @@ class Span(NamedTuple):
     """What a worker does from one message to the next, in simulated seconds."""
 
     worker: int
-    computes: bool  # else it waits, between its push and its next pull
+    does: str  # COMPUTES, STOPPED or WAITS, which is between its push and its next pull
     start_s: float
     end_s: float
 
@@ -32,17 +34,28 @@ class Span(NamedTuple):
 def spans(log: Schedule) -> list[Span]:
     """What each worker does between two messages of its own, to the log's last message.
 
-    A worker computes from its pull to its push, the way of its messages included.
+    A worker computes from its pull to its push, the way of its messages included. Where it pulls
+    again without a push, it was stopped.
     """
-    found, since = [], dict[int, tuple[float, bool]]()
+    found, since = [], dict[int, tuple[float, str]]()
     for clock, kind, m in log:
         if m in since:
-            start, computes = since[m]
-            found.append(Span(m, computes, start, clock))
-        since[m] = (clock, kind == "pull")
+            start, does = since[m]
+            lost = does == COMPUTES and kind == "pull"
+            found.append(Span(m, STOPPED if lost else does, start, clock))
+        since[m] = (clock, COMPUTES if kind == "pull" else WAITS)
     end = float(log.clock[-1]) if len(log) else 0.0
-    found += [Span(m, computes, start, end) for m, (start, computes) in since.items()]
+    found += [Span(m, does, start, end) for m, (start, does) in since.items()]
     return [span for span in found if span.end_s > span.start_s]
+
+
+def shares(log: Schedule) -> dict[str, float]:
+    """The shares of the workers' time in which they compute, compute in vain, and wait."""
+    seconds = dict.fromkeys(COLOURS, 0.0)
+    for span in spans(log):
+        seconds[span.does] += span.end_s - span.start_s
+    whole = sum(seconds.values()) or 1.0
+    return {does: spent / whole for does, spent in seconds.items()}
 
 
 def histogram(axes: Axes, log: Schedule) -> None:
@@ -89,12 +102,12 @@ def gantt(axes: Axes, log: Schedule, applied: Sequence[bool] | None = None) -> N
     """
     shown = min(log.workers, SHOWN)
     part = first(min(log.pushes, ROUNDS * log.workers), log)
-    for computes, colour, label in ((True, BLUE, "computes"), (False, ORANGE, "waits")):
-        of = [s for s in spans(part) if s.computes == computes and s.worker < shown]
+    for does, colour in COLOURS.items():
+        of = [s for s in spans(part) if s.does == does and s.worker < shown]
         for k, span in enumerate(of):
             axes.barh(span.worker, span.end_s - span.start_s, left=span.start_s, height=0.62,
                       color=colour, alpha=0.45, linewidth=0.6, edgecolor="white",
-                      label=label if not k else None)  # fmt: skip
+                      label=does if not k else None)  # fmt: skip
     pushed = part.kind == PUSH
     clocks, workers, delays = part.clock[pushed], part.worker[pushed], part.delays()
     moved = np.ones(len(clocks), bool) if applied is None else np.asarray(applied)[: len(clocks)]

@@ -1,0 +1,206 @@
+"""Schedules in which the rule stops workers: their logs, against a second way of making them."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from replay_oracle import rule_of
+from rules_under_test import RULES
+
+from dcasgd_repro.cli import commands as cli
+from dcasgd_repro.errors import BadInput
+from dcasgd_repro.reactive import APPLIED, IGNORED, KEPT, Play, Reactive, answers
+from dcasgd_repro.rules import ASGD, Malenia, Rennala, Ringmaster, Rule, Throttle
+from dcasgd_repro.run import read
+from dcasgd_repro.schedule import PUSH, Constant, Gamma, Generated, Live, Lognormal, Schedule
+
+ORACLE = Path(__file__).parent / "oracle" / "rules"
+STOPPING = [Ringmaster(threshold=3), Rennala(), Rennala(collect=2), Malenia(), Throttle()]
+TIMES = {
+    "gamma": Generated(5, 1, Gamma(1.0, cv=0.3)),
+    "ties": Generated(4, 0, Constant(1.0)),
+    "slow": Generated(4, 2, Lognormal(1.0, cv=0.5), straggler=6.0),
+    "far": Generated(3, 3, Gamma(1.0, 0.2), communication=Gamma(0.4, 0.5), request_share=0.3),
+    "one": Generated(1, 0, Gamma(1.0, cv=0.3), communication=Constant(1.0)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Nobody(ASGD):
+    """It could stop workers, and does not."""
+
+    def stops(self, state: Any, delays: Any) -> list[int]:
+        return []
+
+
+@pytest.mark.parametrize("times", TIMES.values(), ids=list(TIMES))
+def test_where_nobody_is_stopped_the_log_is_that_of_the_times(times: Generated) -> None:
+    for pushes in (1, 40, 700):  # more than one block of drawn times
+        log = times.messages(pushes)
+        assert Reactive(times, Nobody()).messages(pushes).sha256() == log.sha256()
+        assert Reactive(times, ASGD()).messages(pushes).sha256() == log.sha256()
+        assert log.stopped == 0
+
+
+def slowly(times: Generated, rule: Rule, pushes: int) -> list[tuple[float, str, int]]:
+    """The log, made by looking at every worker for the next message: without a queue."""
+    play, cycles = Play(rule, times.workers), [times.cycles(m) for m in range(times.workers)]
+    due: list[tuple[float, str]] = [(0.0, "pull")] * times.workers
+    away, log = [0.0] * times.workers, []
+    while play.server.pushes < pushes:
+        m = min(range(times.workers), key=lambda m: (due[m][0], m))
+        clock, kind = due[m]
+        log.append((clock, kind, m))
+        play.message(int(kind == "push"), m)
+        if kind == "pull":
+            busy, away[m] = next(cycles[m])
+            due[m] = (clock + busy, "push")
+        else:
+            due[m] = (clock + away[m], "pull")
+            for other in play.stopped():
+                due[other] = (clock, "pull")
+    return log
+
+
+@pytest.mark.parametrize("times", TIMES.values(), ids=list(TIMES))
+@pytest.mark.parametrize("rule", STOPPING, ids=repr)
+def test_a_log_is_that_of_a_second_way_of_making_it(rule: Rule, times: Generated) -> None:
+    reactive = Reactive(times, rule)
+    log = reactive.messages(60)
+    assert [tuple(message) for message in log] == slowly(times, rule, 60)
+    assert log.pushes == 60
+    part = reactive.messages(25)
+    assert part.sha256() == log[: len(part)].sha256()
+    pulls = np.count_nonzero(log.kind != PUSH) - log.pushes
+    computing = len(played(rule, log).computing)
+    assert log.stopped == pulls - computing  # every other pull has its push
+
+
+def played(rule: Rule, log: Schedule) -> Play:
+    play = Play(rule, log.workers)
+    for _, kind, m in log:
+        play.message(int(kind == "push"), m)
+    return play
+
+
+def test_by_hand() -> None:
+    # Worker 1 takes 10 seconds. Ringmaster, R = 3: at the pushes of second 3, 6, 9 it is 3 updates
+    # late, is stopped and starts anew, so worker 0 alone is heard.
+    times = Generated(2, 0, Constant(1.0), speeds=(1.0, 0.1))
+    log = Reactive(times, Ringmaster(threshold=3)).messages(9)
+    assert set(log.worker[log.kind == PUSH]) == {0}
+    pulls = [clock for clock, kind, m in log if (kind, m) == ("pull", 1)]
+    assert pulls == [0.0, 3.0, 6.0]
+    assert log.stopped == 2
+    assert log.delays().max() == 0
+    # Ignoring it instead, w loses nothing until second 10, when its gradient is 9 or 10 late.
+    assert answers(Ringmaster(threshold=3), times.messages(11)) == [APPLIED] * 10 + [IGNORED]
+    # THROTTLE: worker 0's q-th gradient of a round weighs 1 / 2q; the round ends at second 10.
+    # Worker 0 pushed and pulled in that second, as ties go to it, and is stopped at once.
+    assert Reactive(times, Throttle()).messages(12).stopped == 1
+    free = Generated(3, 0, Constant(1.0), speeds=(1.0, 0.4, 0.1))
+    log = Reactive(free, Throttle()).messages(16)
+    pulls = [m for clock, kind, m in log if (clock, kind) == (10.0, "pull")]
+    assert pulls == [0, 1, 0, 1, 2]  # worker 1's fourth push is of second 10 too
+    assert log.stopped == 2
+
+
+def test_rennala_wastes_nothing_when_it_stops_workers() -> None:
+    times = TIMES["slow"]
+    found = answers(Rennala(collect=2), Reactive(times, Rennala(collect=2)).messages(40))
+    assert found == [KEPT, APPLIED] * 20
+    ignoring = answers(Rennala(collect=2), times.messages(40))
+    assert ignoring.count(IGNORED) > 5
+
+
+def test_the_workers_stopped_are_those_that_others_code_stopped() -> None:
+    paths = [*ORACLE.glob("ringmaster/*.json"), *ORACLE.glob("rennala/*.json")]
+    seen = 0
+    for path in paths:
+        case = json.loads(path.read_text())
+        play, stopped = Play(rule_of(case)[0], case["workers"]), []
+        for kind, m in case["messages"]:
+            if kind == "push":
+                assert stopped == []
+            elif m in play.computing and play.server.pushes:
+                stopped.remove(m)  # they pull again without a push
+                seen += 1
+            play.message(int(kind == "push"), m)
+            if kind == "push":
+                stopped = play.stopped()
+    assert seen > 80
+
+
+@pytest.mark.parametrize("rule", RULES, ids=repr)
+def test_a_rule_stops_as_it_does_whatever_the_gradients_are(rule: Rule) -> None:
+    """What makes it right to play a rule beforehand: its answers do not depend on gradients."""
+    rng = torch.Generator().manual_seed(0)
+    log, workers = Generated(3, 5, Gamma(1.0, cv=0.8)).messages(60), 3
+    if getattr(rule, "blocks", ()):
+        return  # a vector of its own size; no such rule stops anybody
+    found = answers(rule, log)
+    play = Play(rule, workers)
+    stopped = []
+    again = []
+    for _, kind, m in log:
+        play.zero = torch.randn(1, generator=rng, dtype=torch.float64)
+        answer = play.message(int(kind == "push"), m)
+        again += [answer] if answer else []
+        stopped.append(play.stopped())
+    assert again == found
+    plain = Play(rule, workers)
+    for (_, kind, m), then in zip(log, stopped, strict=True):
+        plain.message(int(kind == "push"), m)
+        assert plain.stopped() == then
+
+
+WORDS = "task=quadratic rule=ringmaster rule.threshold=4 schedule=straggler workers=4 images=64"
+WORDS += " batch=1 log_every=16 epochs=2"
+
+
+def test_a_run_is_replayed_by_its_saved_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.dispatch("train", f"{WORDS} reactive=true run_dir=A".split()) == 0
+    said = capsys.readouterr().out
+    log = "schedule=file schedule.path=A/schedule.csv.gz"
+    assert cli.dispatch("train", [*WORDS.split(), *log.split(), "run_dir=B"]) == 0
+    assert cli.dispatch("train", f"{WORDS} run_dir=C".split()) == 0
+    a, b, c = (read.summary_of(tmp_path / name) for name in "ABC")
+    assert a["weights_sha256"] == b["weights_sha256"] != c["weights_sha256"]
+    assert a["schedule_sha256"] == b["schedule_sha256"] != c["schedule_sha256"]
+    assert a["updates"] == a["pushes"] == 128  # no gradient came too late
+    assert c["updates"] < 128
+    assert cli.verify(["A"]) == 0
+    run = read.Run.read(tmp_path / "A")
+    assert run.log is not None
+    assert run.log.stopped > 0
+    assert f"note      the rule stops a worker {run.log.stopped} times" in said
+
+
+def test_it_stops_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path, ends in (("A", ["stop_epoch=1", ""]), ("B", [""])):
+        for word in ends:
+            words = f"{WORDS} reactive=true run_dir={path} {word}".split()
+            assert cli.dispatch("train", words) == 0
+    a, b = (read.summary_of(tmp_path / name) for name in "AB")
+    assert a["weights_sha256"] == b["weights_sha256"]
+
+
+def test_refusals(capsys: pytest.CaptureFixture[str]) -> None:
+    barrier = dataclasses.replace(TIMES["gamma"], barrier=True)
+    for times, what in ((barrier, "a barrier"), (Live(3), "Live")):
+        with pytest.raises(BadInput, match=f"^schedule={what}: its workers do not run freely"):
+            Reactive(times, ASGD())  # type: ignore[arg-type]
+    for word, message in (
+        ("reactive=often", "reactive=often: choose true or false"),
+        ("reactive=true schedule.barrier=true", "schedule=a barrier: its workers do not run"),
+    ):
+        assert cli.dispatch("train", [*WORDS.split(), *word.split()]) == 2
+        assert message in capsys.readouterr().err
