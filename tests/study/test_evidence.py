@@ -610,6 +610,14 @@ def test_a_figure_is_one_function(mine: Path, monkeypatch: pytest.MonkeyPatch) -
         figures.figure("blank")(blank)
 
 
+def test_a_curve_of_survivors_says_how_many_diverged(mine: Path) -> None:
+    cells_of(mine, {"a": {"error": 0.5}, "b": {"error": 0.9, "status": "diverged", "rule": "ssgd"}})
+    lost = Path("results/mine/laptop/runs/a-seed1")
+    make_run(lost, [0.9] * 5, status="diverged")
+    named = set(lines_of(drawn(mine, "prefix")))
+    assert {"asgd, n = 1, 1 diverged", "ssgd: 1 diverged"} <= {name.lower() for name in named}
+
+
 def drawn(mine: Path, kind: str) -> Figure:
     return figures.draw(Evidence(replace(study(str(mine)), figure=kind), "laptop", Path("results")))
 

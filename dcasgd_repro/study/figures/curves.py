@@ -105,7 +105,10 @@ def prefix(evidence: Evidence) -> Figure:
     axes = drawn.subplots(2, len(workers), sharex=True, sharey=True, squeeze=False)
     rows = {"train_error": "of w, on fixed images", "batch_error": "of mini-batches as they train"}
     for column, m in enumerate(workers):
-        done = {cell: [run for run in runs if run.finished] for cell, runs in evidence.runs.items()}
+        done = {
+            cell: [run for run in runs if run.finished or run.diverged]
+            for cell, runs in evidence.runs.items()
+        }
         cells = {c: r for c, r in done.items() if r and r[0].summary["workers"] in (1, m)}
         looks = line_looks(evidence, cells)
         for row, (error, words) in enumerate(rows.items()):
@@ -173,15 +176,23 @@ def settings(evidence: Evidence) -> Figure:
 
 
 def training(panel: Axes, evidence: Evidence, cell: str, error: str, look: Look) -> None:
-    """A cell's curve of one training error: the mean over its finished runs, their range shaded."""
-    seeds = [curve(run, error) for run in evidence.runs[cell] if run.finished]
+    """A cell's curve of one training error: the mean over its finished runs, their range shaded.
+
+    The legend counts the runs that diverged, of which the curve shows nothing.
+    """
+    runs = evidence.runs[cell]
+    seeds = [curve(run, error) for run in runs if run.finished]
     n = min((len(frame) for frame in seeds), default=0)
+    lost = sum(run.diverged for run in runs)
+    style: dict[str, Any] = {"color": look.colour, "linestyle": look.dashes, "linewidth": 1.9}
     if not n:
+        if lost:
+            panel.plot([], [], **style, label=f"{look.label}: {lost} diverged")
         return
     at = seeds[0]["epoch"].to_numpy()[:n]
     values = np.stack([frame["error"].to_numpy()[:n] for frame in seeds])
-    style: dict[str, Any] = {"color": look.colour, "linestyle": look.dashes, "linewidth": 1.9}
-    panel.plot(at, values.mean(0), **style, label=f"{look.label}, n = {len(values)}")
+    without = f", {lost} diverged" if lost else ""
+    panel.plot(at, values.mean(0), **style, label=f"{look.label}, n = {len(values)}{without}")
     if len(values) > 1:
         low, high = values.min(0), values.max(0)
         panel.fill_between(at, low, high, color=look.colour, alpha=0.13, linewidth=0)
