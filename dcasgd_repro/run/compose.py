@@ -170,6 +170,8 @@ def offer(group: str, name: str) -> bool:
             node[key] = "???"
         elif default is None or isinstance(default, bool | int | float | str):
             node[key] = default
+    if group == "task":  # what any task can have, see plan.task_of
+        node |= {"local_steps": None, "local_lr": None}
     if group == "model" and not hasattr(made, "build"):
         node["_partial_"] = True  # see models.Network
     ConfigStore.instance().store(name=name, node=node, group=group, package=place)

@@ -52,10 +52,11 @@ from dcasgd_repro.schedule.live import Event, going_on, recorded
 from dcasgd_repro.simulate import Server, Step, norm, simulate
 
 if TYPE_CHECKING:  # a plan's task is Any: here mypy holds our tasks to what the engines ask of one
+    from dcasgd_repro.local import LocalSteps
     from dcasgd_repro.simulate import Task
     from dcasgd_repro.tasks import Classifier, QuadraticTask
 
-    TASKS: tuple[type[Task], ...] = (Classifier, QuadraticTask)
+    TASKS: tuple[type[Task], ...] = (Classifier, QuadraticTask, LocalSteps)
 
 
 def run(
@@ -403,11 +404,13 @@ def describe(plan: Plan, parameters: int, device: torch.device, path: Path) -> s
     length, model = plan.length, getattr(plan.task, "model", None)
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     network = "" if model is None else f"{model}, "
+    steps = length.local_steps
+    local = "" if steps == 1 else f", {steps} local steps a push at lr {plan.task.local_lr:g}"
     lines = {
         "rule": plan.rule,
         "workers": f"{plan.workers}, backup at {plan.backup}",
         "schedule": plan.schedule,
-        "task": f"{task_name(plan.config)}, {network}{parameters:,} parameters",
+        "task": f"{task_name(plan.config)}, {network}{parameters:,} parameters{local}",
         "length": f"{length.epochs:g} epochs of {length.images:,} images in batches of "
         f"{length.batch}: {length.pushes:,} pushes",
         "lr": plan.rate,

@@ -24,7 +24,7 @@ from dcasgd_repro.run.compose import LINKS
 from dcasgd_repro.run.identity import config_hash, flat, task_name
 from dcasgd_repro.run.read import ENDED, status_of
 from dcasgd_repro.run.sources import sources
-from dcasgd_repro.schedule import Live, Schedule
+from dcasgd_repro.schedule import Live, Schedule, stepping
 
 MAX_PUSHES = 100_000_000  # a log of them takes about 13 GB
 MAX_SEED = 2**63 - 1  # torch's
@@ -32,24 +32,31 @@ MAX_SEED = 2**63 - 1  # torch's
 # A Plan's fields, and the keys that a user types for them.
 PROBES = {"probe_every": "probe.every", "batch_error_every": "probe.batch_error_every"}
 LEAVES = ("rule", "schedule", "task", "lr", "engine")  # what conf/ builds an object from
+LOCAL = ("local_steps", "local_lr")  # keys of any task, see local.py
 PARTS = (*LEAVES, "model", "data", "seeds", "checkpoint")
 
 
 @dataclass(frozen=True)
 class Length:
-    """How long a run is: an epoch is ``pushes x batch / images``, whatever M is."""
+    """How long a run is: an epoch is ``pushes x batch x local steps / images``, whatever M is."""
 
     images: int
     batch: int
     epochs: float
+    local_steps: int = 1  # mini-batches a push, see local.py
 
     def __post_init__(self) -> None:
         check_whole("images", self.images)
         check_whole("batch", self.batch)
+        check_whole("local_steps", self.local_steps)
         check_number("epochs", self.epochs, ends="()")
-        if self.epochs * self.images / self.batch > MAX_PUSHES:
+        if self.epochs * self.images / self.images_a_push > MAX_PUSHES:
             made = f"with images={self.images} and batch={self.batch} that is too many pushes"
             raise BadInput("epochs", self.epochs, f"{made}; at most {MAX_PUSHES:,} fit")
+
+    @property
+    def images_a_push(self) -> int:
+        return self.batch * self.local_steps
 
     @property
     def pushes(self) -> int:
@@ -58,11 +65,11 @@ class Length:
 
     def epoch(self, pushes: int) -> float:
         """Epochs passed after so many pushes."""
-        return pushes * self.batch / self.images
+        return pushes * self.images_a_push / self.images
 
     def pushes_of(self, epochs: float) -> int:
         """Gradients received when so many epochs have passed."""
-        return max(1, math.ceil(epochs * self.images / self.batch - 1e-9))
+        return max(1, math.ceil(epochs * self.images / self.images_a_push - 1e-9))
 
     def stop(self, epoch: float | None) -> int:
         """The push that a stop at ``epoch`` comes after; without one, the last. Raises BadInput."""
@@ -184,6 +191,7 @@ class Plan:
         agree = [
             ("schedule.workers", getattr(self.schedule, "workers", None), self.workers),
             ("task.data.workers", getattr(data, "workers", None), self.workers),
+            ("task.local_steps", getattr(self.task, "local_steps", 1), self.length.local_steps),
             ("task.data.batch", getattr(data, "batch", None), self.length.batch),
             ("task.data.train_images", getattr(data, "train_images", None), self.length.images),
         ]
@@ -198,7 +206,7 @@ class Plan:
 
     def log(self) -> Schedule:
         """The message log, up to the run's last push."""
-        return _log(self.schedule, self.length.pushes, self.named)
+        return _log(self.schedule, self.length.local_steps, self.length.pushes, self.named)
 
     def directory(self, now: str) -> Path:
         """``run_dir``; else, with resume=auto, this config's last run; else a new directory.
@@ -219,14 +227,14 @@ class Plan:
 def plan_of(cfg: DictConfig) -> Plan:
     """The plan that a composed config describes. Raises BadInput, under the key as it is typed."""
     length = length_of(cfg)
-    rule, schedule, task, rate, engine = (build(cfg, key) for key in LEAVES)
+    rule, schedule, rate, engine = (build(cfg, key) for key in LEAVES if key != "task")
     probe = cfg.get("probe")  # this and others are absent from configs that are older than the key
     if probe is not None and not OmegaConf.is_dict(probe):
         raise BadInput("probe", probe, "this is a group of keys; set one inside it")
     probe = probe or {}
     return Plan(
         rule=rule,
-        task=task,
+        task=task_of(cfg, rate),
         schedule=schedule,
         rate=rate,
         length=length,
@@ -253,17 +261,41 @@ def plan_of(cfg: DictConfig) -> Plan:
     )
 
 
+def task_of(cfg: DictConfig, rate: Any) -> Any:
+    """The task's leaf; with local steps, of which conf/task has the keys, a ``LocalSteps`` of it.
+
+    ``local_lr`` is the learning rate's ``base`` by default: ASGD then adds a worker's whole move.
+    """
+    task = build(cfg, "task")
+    steps, local_lr = (cfg.task.get(key) for key in LOCAL)
+    if steps is None:
+        if local_lr is not None:
+            raise BadInput("task.local_lr", local_lr, "is read with task.local_steps=H only")
+        return task
+    if local_lr is None and (local_lr := getattr(rate, "base", None)) is None:
+        raise BadInput("task.local_lr", None, "this lr has no base to take it from; give a number")
+    from dcasgd_repro.local import LocalSteps  # torch
+
+    try:
+        several = LocalSteps(task, steps, local_lr)
+    except BadInput as error:
+        raise BadInput(f"task.{error.key}", error.value, error.remedy) from None
+    return task if steps == 1 else several
+
+
 def log_of(cfg: DictConfig, pushes: int) -> Schedule:
     """The message log of the config's schedule, up to its ``pushes``-th push. No torch."""
     schedule = build(cfg, "schedule")
     if isinstance(schedule, Live):
         raise BadInput("schedule", "live", "a cluster makes it as it runs: train with engine=ray")
-    return _log(schedule, pushes, partial(named, cfg))
+    return _log(schedule, length_of(cfg).local_steps, pushes, partial(named, cfg))
 
 
-def _log(schedule: Any, pushes: int, full: Callable[[str, BadInput], BadInput]) -> Schedule:
+def _log(
+    schedule: Any, steps: int, pushes: int, full: Callable[[str, BadInput], BadInput]
+) -> Schedule:
     try:
-        log: Schedule = schedule.messages(pushes)
+        log: Schedule = stepping(schedule, steps).messages(pushes)
     except BadInput as error:
         raise full("schedule", error) from None
     return log
@@ -285,15 +317,22 @@ def _spelled_out(plan: Plan) -> dict[str, Any]:
         "seed": plan.initial_seed,
         "seeds": {"initial": plan.initial_seed},
         **{key: getattr(plan, key) for key in kept},
-        **{f.name: getattr(plan.length, f.name) for f in fields(plan.length)},
+        **{key: getattr(plan.length, key) for key in ("images", "batch", "epochs")},
         "rule": spelled(plan.rule),
         "schedule": spelled(plan.schedule),
-        "task": spelled(plan.task),
+        "task": _as_configured(spelled(plan.task)),
         "lr": spelled(plan.rate),
         "engine": spelled(plan.engine) or {"_target_": "dcasgd_repro.simulate.simulate"},
         "checkpoint": {"every_s": plan.checkpoint_s},
         "run_dir": None if plan.run_dir is None else str(plan.run_dir),
     }
+
+
+def _as_configured(task: dict[str, Any]) -> dict[str, Any]:
+    """A task with local steps as conf/ has it: two more keys of the task."""
+    if "local_steps" not in task or "task" not in task:
+        return task
+    return {**task["task"], **{key: task[key] for key in LOCAL}}
 
 
 def spelled(leaf: Any) -> Any:
@@ -343,7 +382,10 @@ def length_of(cfg: DictConfig) -> Length:
         if "task.data.validation" not in present:
             remedy = f"task {task_name(plain_config(cfg))} keeps no images for it; leave it out"
             raise BadInput("validation", validation, remedy)
-    return Length(cfg.images, cfg.batch, cfg.epochs)
+    steps = cfg.task.get("local_steps")  # absent from older configs
+    if steps is not None:
+        check_whole("task.local_steps", steps)
+    return Length(cfg.images, cfg.batch, cfg.epochs, steps or 1)
 
 
 def check_complete(cfg: DictConfig) -> None:
@@ -388,9 +430,16 @@ def with_sources(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def build(cfg: DictConfig, group: str) -> Any:
-    """The object a group of the config describes; a refusal names the key as the user types it."""
+    """The object a group of the config describes; a refusal names the key as the user types it.
+
+    A task's is without its local steps, which ``task_of`` adds.
+    """
     try:
-        return instantiate(cfg[group])
+        whole = cfg.copy()
+        OmegaConf.set_struct(whole, False)
+        for key in LOCAL if group == "task" else ():
+            whole.task.pop(key, None)
+        return instantiate(whole[group])
     except InstantiationException as error:
         at = re.search(r"full_key: (\S+)", str(error))
         where, cause = (at.group(1) if at else group), error.__cause__
