@@ -15,6 +15,7 @@ CELLS = Path("outputs/cells")  # runs that studies share: each in a folder of it
 # Keys that name a place, a label or a way of working: the numbers do not depend on them, and a
 # stopped run may go on with other ones. Each is a key as it is typed, with all that is inside it.
 LEFT_OUT: tuple[str, ...] = ("run_dir", "exp", "scale", "resume", "checkpoint", "stop_epoch")
+LEFT_OUT += ("name", "tags")
 LEFT_OUT += ("probe", "data.root", "task.data.root", "task.data.processes", "engine.address")
 # With what a run is computed: studies count it as the same run, and its provenance says with what.
 # A stopped run keeps them. The engine's precision is no means, unless it is the full one.

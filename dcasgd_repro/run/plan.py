@@ -27,6 +27,7 @@ from dcasgd_repro.run.sources import sources
 from dcasgd_repro.schedule import Live, Schedule, stepping
 
 MAX_PUSHES = 100_000_000  # a log of them takes about 13 GB
+NAME = r"[\w.,=+-]{1,120}"  # a run's: it is a folder's too
 MAX_SEED = 2**63 - 1  # torch's
 
 # A Plan's fields, and the keys that a user types for them.
@@ -108,6 +109,8 @@ class Plan:
     ``checkpoint_s``       seconds between checkpoints; 0: after every push
     ``resume``, ``run_dir``  see ``directory``
     ``name``, ``scale``    labels
+    ``title``, ``tags``    of the run, see ``called``; None: by what it is
+    ``schedule_name``, ``typed``  for readers: the schedule's name, and the keys that were typed
     ``config``             what its config said, in plain containers: it is written beside the run,
                            and tells it from others. Without one, the fields above spelled out
     ``named``              gives a refusal of a part its full name: (part, refusal) -> refusal
@@ -136,6 +139,10 @@ class Plan:
     run_dir: str | Path | None = None
     name: str | None = None
     scale: str | None = None
+    title: str | None = None
+    tags: Sequence[str] = ()
+    schedule_name: str | None = None
+    typed: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     named: Callable[[str, BadInput], BadInput] = field(default=lambda part, error: error)
 
@@ -152,6 +159,11 @@ class Plan:
             if (every := getattr(self, key)) is not None:
                 check_whole(PROBES[key], every)
         _ = self.stop  # which checks stop_epoch
+        texts = isinstance(self.tags, Sequence) and not isinstance(self.tags, str)
+        if not texts or not all(isinstance(tag, str) for tag in self.tags):
+            raise BadInput("tags", self.tags, "give a list of words, as [first,wide]")
+        if self.title is not None and not re.fullmatch(NAME, str(self.title)):
+            raise BadInput("name", self.title, "give letters, digits and any of . , = + - _")
         from dcasgd_repro.rules import Rule  # torch, which the objects of a plan have loaded
         from dcasgd_repro.run.check import check_contract
 
@@ -162,6 +174,15 @@ class Plan:
         self._agree()
         if not self.config:
             object.__setattr__(self, "config", with_sources(_spelled_out(self)))
+
+    @property
+    def called(self) -> str:
+        """The run's name: its title, or ``dcasgd_a-M8-seed0`` and what was typed beside."""
+        if self.title is not None:
+            return str(self.title)
+        words = [self.rule.name, f"M{self.workers}", f"seed{self.config['seed']}"]
+        words += [f"{key.rpartition('.')[2]}={value}" for key, value in self.typed.items()]
+        return re.sub(r"[^\w.,=+-]+", "_", "-".join(words))[:120]
 
     @property
     def live(self) -> bool:
@@ -224,8 +245,13 @@ class Plan:
         return max(runs)[1] if runs else place / f"{now}-{mark}"
 
 
-def plan_of(cfg: DictConfig) -> Plan:
-    """The plan that a composed config describes. Raises BadInput, under the key as it is typed."""
+def plan_of(
+    cfg: DictConfig, schedule_name: str | None = None, typed: Mapping[str, Any] | None = None
+) -> Plan:
+    """The plan that a composed config describes. Raises BadInput, under the key as it is typed.
+
+    ``schedule_name`` and ``typed`` are for readers, see ``Plan``.
+    """
     length = length_of(cfg)
     rule, schedule, rate, engine = (build(cfg, key) for key in LEAVES if key != "task")
     probe = cfg.get("probe")  # this and others are absent from configs that are older than the key
@@ -256,6 +282,10 @@ def plan_of(cfg: DictConfig) -> Plan:
         run_dir=cfg.run_dir,
         name=cfg.exp,
         scale=cfg.scale,
+        title=cfg.get("name"),
+        tags=plain_list(cfg.get("tags")),
+        schedule_name=schedule_name,
+        typed=typed or {},
         config=plain_config(cfg),
         named=partial(named, cfg),
     )
@@ -408,6 +438,13 @@ def check_complete(cfg: DictConfig) -> None:
         key = loops[0] if loops else str(getattr(error, "full_key", "config"))
         remedy = "this interpolation leads nowhere; give a value"
         raise BadInput(key, raw.get(key), remedy) from None
+
+
+def plain_list(value: Any) -> Any:
+    """A config's list as one of Python; () for null, and anything else as it is."""
+    if value is None:
+        return ()
+    return OmegaConf.to_container(value) if OmegaConf.is_list(value) else value
 
 
 def plain_config(cfg: DictConfig, resolve: bool = True) -> dict[str, Any]:

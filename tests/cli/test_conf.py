@@ -60,11 +60,11 @@ def test_every_experiment_runs_three_pushes(name: str, tmp_path: Path) -> None:
     assert metrics["test_error"].iloc[0] == pytest.approx(summary["test_error_final"], rel=1e-8)
 
 
-def test_tensorboard_holds_the_rows_and_the_hparams_in_one_run(tmp_path: Path) -> None:
+def test_tensorboard_holds_the_rows_and_the_hparams(tmp_path: Path) -> None:
     cfg = composed("+exp=cifar_dc", "task=synthetic", f"run_dir={tmp_path / 'run'}", "epochs=1",
                    "probe.batch_error_every=9")  # fmt: skip
     run = experiment.run(plan_of(cfg), say=lambda line: None)
-    board = run / "tensorboard"
+    board = run / "tensorboard" / "dcasgd_a-M8-seed0"
     assert [p.is_file() for p in board.iterdir()] == [True]  # no sub-run
     events = EventAccumulator(str(board)).Reload()
     metrics = pd.read_csv(run / "metrics.csv")
