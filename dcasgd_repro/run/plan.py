@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dcasgd_repro.errors import BadInput, check_choice, check_number, check_whole
-from dcasgd_repro.run.compose import LINKS
+from dcasgd_repro.run.compose import OWN_LINKS
 from dcasgd_repro.run.identity import config_hash, flat, task_name
 from dcasgd_repro.run.read import ENDED, status_of
 from dcasgd_repro.run.sources import sources
@@ -400,7 +400,7 @@ def length_of(cfg: DictConfig) -> Length:
         check_whole(f"seeds.{key}", value, 0, MAX_SEED)
     check_number("eval_every", cfg.eval_every, 1e-6, 1e12)
     network = OmegaConf.select(cfg, "task.model._target_")
-    for inside, source in LINKS.items():
+    for inside, source in OWN_LINKS.items():
         if inside.startswith("task.model.") and network != "dcasgd_repro.models.ResNet":
             continue  # another network's keys are its own
         value, meant = OmegaConf.select(cfg, inside), OmegaConf.select(cfg, source)
