@@ -27,7 +27,7 @@ from dcasgd_repro.run.sources import sources
 from dcasgd_repro.schedule import Live, Schedule, stepping
 
 MAX_PUSHES = 100_000_000  # a log of them takes about 13 GB
-NAME = r"[\w.,=+-]{1,120}"  # a run's: it is a folder's too
+NAME = r"\w[\w.,=+-]{0,119}"  # a run's: it is a folder's too
 MAX_SEED = 2**63 - 1  # torch's
 
 # A Plan's fields, and the keys that a user types for them.
@@ -163,7 +163,11 @@ class Plan:
         if not texts or not all(isinstance(tag, str) for tag in self.tags):
             raise BadInput("tags", self.tags, "give a list of words, as [first,wide]")
         if self.title is not None and not re.fullmatch(NAME, str(self.title)):
-            raise BadInput("name", self.title, "give letters, digits and any of . , = + - _")
+            raise BadInput(
+                "name",
+                self.title,
+                "begin with a letter or digit; then letters, digits, . , = + - _",
+            )
         from dcasgd_repro.rules import Rule  # torch, which the objects of a plan have loaded
         from dcasgd_repro.run.check import check_contract
 

@@ -243,8 +243,9 @@ def test_a_name_of_ones_own_makes_no_other_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"title": "a/b"}, r"^name=a/b: give letters, digits and any of"),
-        ({"title": ""}, r"^name=: give letters"),
+        ({"title": "a/b"}, r"^name=a/b: begin with a letter"),
+        ({"title": ""}, r"^name=: begin with a letter"),
+        ({"title": ".."}, r"^name=..: begin with a letter"),
         ({"tags": "one"}, r"^tags=one: give a list of words"),
         ({"tags": [1]}, r"^tags=\[1\]: give a list of words"),
     ],
