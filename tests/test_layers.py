@@ -13,7 +13,7 @@ WINGS = [
     {"errors", "__init__"},
     {"models", "data", "lr"},
     {"schedule", "rules"},
-    {"simulate", "tasks", "optim"},
+    {"simulate", "tasks", "local", "optim"},
     {"fast", "cluster", "reactive"},
     {"run"},
     {"study", "bench"},

@@ -16,7 +16,16 @@ from dcasgd_repro.errors import BadInput
 from dcasgd_repro.reactive import APPLIED, IGNORED, KEPT, Play, Reactive, answers
 from dcasgd_repro.rules import ASGD, Malenia, Rennala, Ringmaster, Rule, Throttle
 from dcasgd_repro.run import read
-from dcasgd_repro.schedule import PUSH, Constant, Gamma, Generated, Live, Lognormal, Schedule
+from dcasgd_repro.schedule import (
+    PUSH,
+    Constant,
+    Gamma,
+    Generated,
+    Live,
+    Lognormal,
+    Schedule,
+    stepping,
+)
 
 ORACLE = Path(__file__).parent / "oracle" / "rules"
 STOPPING = [Ringmaster(threshold=3), Rennala(), Rennala(collect=2), Malenia(), Throttle()]
@@ -44,6 +53,13 @@ def test_where_nobody_is_stopped_the_log_is_that_of_the_times(times: Generated) 
         assert Reactive(times, Nobody()).messages(pushes).sha256() == log.sha256()
         assert Reactive(times, ASGD()).messages(pushes).sha256() == log.sha256()
         assert log.stopped == 0
+
+
+def test_local_steps_take_their_time_here_too() -> None:
+    times = TIMES["far"]
+    log = stepping(Reactive(times, Nobody()), 3).messages(40)
+    assert log.sha256() == stepping(times, 3).messages(40).sha256()
+    assert log.sha256() != times.messages(40).sha256()
 
 
 def slowly(times: Generated, rule: Rule, pushes: int) -> list[tuple[float, str, int]]:

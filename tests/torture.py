@@ -102,7 +102,8 @@ def differences(run: Path, whole: Path) -> Iterator[str]:
     probes = [path / "probe.csv" for path in (run, whole)]
     if len({path.read_bytes() if path.exists() else b"" for path in probes}) > 1:
         yield "probe.csv"
-    boards = [EventAccumulator(str(path / "tensorboard")).Reload() for path in (run, whole)]
+    names = [path / "tensorboard" / read.summary_of(path)["name"] for path in (run, whole)]
+    boards = [EventAccumulator(str(name)).Reload() for name in names]
     events: list[dict[str, object]] = []
     for board in boards:
         tags = board.Tags()

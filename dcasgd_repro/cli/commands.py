@@ -69,13 +69,13 @@ def dispatch(command: str, rest: list[str]) -> int:
 
 
 def train(cfg: DictConfig, argv: Sequence[str]) -> Done:
-    from dcasgd_repro.cli.hydra import Done
+    from dcasgd_repro.cli.hydra import Done, typed
     from dcasgd_repro.run.experiment import run
     from dcasgd_repro.run.plan import plan_of
     from dcasgd_repro.run.read import DIVERGED, INTERRUPTED, summary_of
     from dcasgd_repro.study.runs import one_run
 
-    plan = plan_of(cfg)
+    plan = plan_of(cfg, *typed(cfg))
     if not any(a.startswith("scale=") for a in argv) and cfg.scale in ("paper", "laptop"):
         print(scale_line(cfg), flush=True)
     path = run(plan, argv)

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dcasgd_repro.cli.help import choices, fail, groups
 from dcasgd_repro.errors import BadInput, Failure
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 # Of Hydra's options; the last two are taken out before Hydra is asked.
 OPTIONS = ["-m", "--multirun", "-c", "--cfg", "--resolve", "-p", "--package", "-i", "--info"]
 OPTIONS += ["-cd", "--config-dir"]
+NAMED = ("exp", "scale", "rule", "workers", "seed")  # what a run's name tells anyway
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
 
@@ -115,6 +116,29 @@ def with_hydra(job: Job, command: str, arguments: list[str]) -> int:
     if sweep:
         print(f"\n{outcomes.table()}", flush=True)
     return max((done.code for _, done in outcomes.read()), default=0)
+
+
+def typed(cfg: DictConfig) -> tuple[str, dict[str, Any]]:
+    """The schedule's name, and the keys that were typed beside those every run's name has.
+
+    Means, places and labels are left out.
+    """
+    import hydra.core.hydra_config
+    from omegaconf import OmegaConf
+
+    from dcasgd_repro.run.identity import LEFT_OUT, MEANS
+
+    made = hydra.core.hydra_config.HydraConfig.get()
+    found: dict[str, Any] = {}
+    for word in made.overrides.task:
+        key, _, value = word.lstrip("+~").partition("=")
+        inside = [key.startswith(f"{part}.") for part in (*LEFT_OUT, *MEANS)]
+        if key in (*NAMED, *LEFT_OUT, *MEANS) or any(inside):
+            continue
+        given = OmegaConf.select(cfg, key, default=value)
+        scalar = isinstance(given, bool | int | float | str)
+        found[key] = given if scalar else value  # as typed: a group's file, a list
+    return str(made.runtime.choices["schedule"]), found
 
 
 def refused_options(options: list[str]) -> str:

@@ -50,6 +50,8 @@ LINKS = {
     "task.data.test_images": "test_images",
     "task.data.validation": "validation",
 }
+# The same for a class of one's own, as no task of ours has them beside its data.
+OWN_LINKS = {**LINKS, "task.batch": "batch", "task.workers": "workers"}
 
 
 def composed(words: Sequence[str], folders: Sequence[Path] = ()) -> DictConfig:
@@ -161,7 +163,7 @@ def offer(group: str, name: str) -> bool:
     with contextlib.suppress(ValueError):  # a builtin says nothing of its parameters
         params = dict(inspect.signature(made).parameters)
     for key, parameter in params.items():
-        default, link = parameter.default, LINKS.get(f"{place}.{key}")
+        default, link = parameter.default, OWN_LINKS.get(f"{place}.{key}")
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         if link and (default is parameter.empty or group != "model"):
@@ -170,6 +172,8 @@ def offer(group: str, name: str) -> bool:
             node[key] = "???"
         elif default is None or isinstance(default, bool | int | float | str):
             node[key] = default
+    if group == "task":  # what any task can have, see plan.task_of
+        node |= {"local_steps": None, "local_lr": None}
     if group == "model" and not hasattr(made, "build"):
         node["_partial_"] = True  # see models.Network
     ConfigStore.instance().store(name=name, node=node, group=group, package=place)

@@ -52,10 +52,11 @@ from dcasgd_repro.schedule.live import Event, going_on, recorded
 from dcasgd_repro.simulate import Server, Step, norm, simulate
 
 if TYPE_CHECKING:  # a plan's task is Any: here mypy holds our tasks to what the engines ask of one
+    from dcasgd_repro.local import LocalSteps
     from dcasgd_repro.simulate import Task
     from dcasgd_repro.tasks import Classifier, QuadraticTask
 
-    TASKS: tuple[type[Task], ...] = (Classifier, QuadraticTask)
+    TASKS: tuple[type[Task], ...] = (Classifier, QuadraticTask, LocalSteps)
 
 
 def run(
@@ -214,7 +215,9 @@ class Experiment:
             (self.path / FINGERPRINT).unlink(missing_ok=True)
         probe, on = self.probe, evaluated_on(self.plan.config)
         probed = (probe.rows, taylor.COLUMNS) if probe.every or probe.rows else None
-        logs = write.Logs(self.path, hparams(self.plan), self.progress, on, probed)
+        logs = write.Logs(
+            self.path, hparams(self.plan), self.progress, on, probed, self.plan.called
+        )
         outcome: dict[str, Any] = {"status": FAILED}
         try:
             reached = self._loop(logs)
@@ -343,6 +346,8 @@ class Experiment:
             **outcome,
             "evaluated_on": evaluated_on(plan.config),
             "exp": plan.name,
+            "name": plan.called,
+            "tags": list(plan.tags),
             "scale": plan.scale,
             "task": task_name(plan.config),
             "rule": server.rule.name,
@@ -403,11 +408,14 @@ def describe(plan: Plan, parameters: int, device: torch.device, path: Path) -> s
     length, model = plan.length, getattr(plan.task, "model", None)
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     network = "" if model is None else f"{model}, "
+    steps = length.local_steps
+    local = "" if steps == 1 else f", {steps} local steps a push at lr {plan.task.local_lr:g}"
     lines = {
+        "name": plan.called,
         "rule": plan.rule,
         "workers": f"{plan.workers}, backup at {plan.backup}",
         "schedule": plan.schedule,
-        "task": f"{task_name(plan.config)}, {network}{parameters:,} parameters",
+        "task": f"{task_name(plan.config)}, {network}{parameters:,} parameters{local}",
         "length": f"{length.epochs:g} epochs of {length.images:,} images in batches of "
         f"{length.batch}: {length.pushes:,} pushes",
         "lr": plan.rate,
@@ -443,8 +451,21 @@ def pulls_later(schedule: Schedule) -> bool:
 
 
 def hparams(plan: Plan) -> dict[str, Any]:
-    """What the config said, as TensorBoard's hparams table takes it: scalars, lists as text."""
+    """The columns of TensorBoard's hparams table: rule, workers, schedule, lr, seed, what differs.
+
+    What differs is what was typed beside; the run's tags come last.
+    """
+    rate = getattr(plan.rate, "base", None)
+    columns = {
+        "rule": plan.rule.name,
+        "workers": plan.workers,
+        "schedule": plan.schedule_name or type(plan.schedule).__name__,
+        "lr": str(plan.rate) if rate is None else rate,
+        "seed": plan.config["seed"],
+        **{key: value for key, value in plan.typed.items() if key not in ("lr.base", "schedule")},
+        **({"tags": " ".join(plan.tags)} if plan.tags else {}),
+    }
     return {
         key: value if isinstance(value, int | float | str | bool) else str(value)
-        for key, value in flat(plan.config).items()
+        for key, value in columns.items()
     }

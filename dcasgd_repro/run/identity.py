@@ -15,6 +15,7 @@ CELLS = Path("outputs/cells")  # runs that studies share: each in a folder of it
 # Keys that name a place, a label or a way of working: the numbers do not depend on them, and a
 # stopped run may go on with other ones. Each is a key as it is typed, with all that is inside it.
 LEFT_OUT: tuple[str, ...] = ("run_dir", "exp", "scale", "resume", "checkpoint", "stop_epoch")
+LEFT_OUT += ("name", "tags")
 LEFT_OUT += ("probe", "data.root", "task.data.root", "task.data.processes", "engine.address")
 # With what a run is computed: studies count it as the same run, and its provenance says with what.
 # A stopped run keeps them. The engine's precision is no means, unless it is the full one.
@@ -23,7 +24,8 @@ FULL = "float32"
 # In what runs of one configuration differ; parts have the seed under the same name.
 SEEDS = ("seed", "seeds")
 # Keys that are younger than some runs: null, they leave the hash of such a run what it was.
-YOUNGER = ("validation", "reactive", "task.data.validation", "rule.curvature")
+YOUNGER: tuple[str, ...] = ("validation", "reactive", "task.data.validation", "rule.curvature")
+YOUNGER += ("task.local_steps", "task.local_lr")
 
 
 def flat(config: Mapping[str, Any], without: Sequence[str] = LEFT_OUT) -> dict[str, Any]:
@@ -97,6 +99,12 @@ def task_name(config: Mapping[str, Any]) -> str:
     """cifar10, synthetic, imagefolder or quadratic: the class of its data, else of the task."""
     data = config["task"].get("data") or {}
     return str(data.get("_target_") or config["task"]["_target_"]).rsplit(".", 1)[-1].lower()
+
+
+def images_a_push(config: Mapping[str, Any]) -> int:
+    """Training images behind a push, by a config or a flat one: a mini-batch a local step."""
+    content = flat(config, without=())
+    return int(content["batch"] * (content.get("task.local_steps") or 1))
 
 
 def evaluated_on(config: Mapping[str, Any]) -> str:

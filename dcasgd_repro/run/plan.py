@@ -20,36 +20,44 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dcasgd_repro.errors import BadInput, check_choice, check_number, check_whole
-from dcasgd_repro.run.compose import LINKS
+from dcasgd_repro.run.compose import OWN_LINKS
 from dcasgd_repro.run.identity import config_hash, flat, task_name
 from dcasgd_repro.run.read import ENDED, status_of
 from dcasgd_repro.run.sources import sources
-from dcasgd_repro.schedule import Live, Schedule
+from dcasgd_repro.schedule import Live, Schedule, stepping
 
 MAX_PUSHES = 100_000_000  # a log of them takes about 13 GB
+NAME = r"\w[\w.,=+-]{0,119}"  # a run's: it is a folder's too
 MAX_SEED = 2**63 - 1  # torch's
 
 # A Plan's fields, and the keys that a user types for them.
 PROBES = {"probe_every": "probe.every", "batch_error_every": "probe.batch_error_every"}
 LEAVES = ("rule", "schedule", "task", "lr", "engine")  # what conf/ builds an object from
+LOCAL = ("local_steps", "local_lr")  # keys of any task, see local.py
 PARTS = (*LEAVES, "model", "data", "seeds", "checkpoint")
 
 
 @dataclass(frozen=True)
 class Length:
-    """How long a run is: an epoch is ``pushes x batch / images``, whatever M is."""
+    """How long a run is: an epoch is ``pushes x batch x local steps / images``, whatever M is."""
 
     images: int
     batch: int
     epochs: float
+    local_steps: int = 1  # mini-batches a push, see local.py
 
     def __post_init__(self) -> None:
         check_whole("images", self.images)
         check_whole("batch", self.batch)
+        check_whole("local_steps", self.local_steps)
         check_number("epochs", self.epochs, ends="()")
-        if self.epochs * self.images / self.batch > MAX_PUSHES:
+        if self.epochs * self.images / self.images_a_push > MAX_PUSHES:
             made = f"with images={self.images} and batch={self.batch} that is too many pushes"
             raise BadInput("epochs", self.epochs, f"{made}; at most {MAX_PUSHES:,} fit")
+
+    @property
+    def images_a_push(self) -> int:
+        return self.batch * self.local_steps
 
     @property
     def pushes(self) -> int:
@@ -58,11 +66,11 @@ class Length:
 
     def epoch(self, pushes: int) -> float:
         """Epochs passed after so many pushes."""
-        return pushes * self.batch / self.images
+        return pushes * self.images_a_push / self.images
 
     def pushes_of(self, epochs: float) -> int:
         """Gradients received when so many epochs have passed."""
-        return max(1, math.ceil(epochs * self.images / self.batch - 1e-9))
+        return max(1, math.ceil(epochs * self.images / self.images_a_push - 1e-9))
 
     def stop(self, epoch: float | None) -> int:
         """The push that a stop at ``epoch`` comes after; without one, the last. Raises BadInput."""
@@ -101,6 +109,8 @@ class Plan:
     ``checkpoint_s``       seconds between checkpoints; 0: after every push
     ``resume``, ``run_dir``  see ``directory``
     ``name``, ``scale``    labels
+    ``title``, ``tags``    of the run, see ``called``; None: by what it is
+    ``schedule_name``, ``typed``  for readers: the schedule's name, and the keys that were typed
     ``config``             what its config said, in plain containers: it is written beside the run,
                            and tells it from others. Without one, the fields above spelled out
     ``named``              gives a refusal of a part its full name: (part, refusal) -> refusal
@@ -129,6 +139,10 @@ class Plan:
     run_dir: str | Path | None = None
     name: str | None = None
     scale: str | None = None
+    title: str | None = None
+    tags: Sequence[str] = ()
+    schedule_name: str | None = None
+    typed: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     named: Callable[[str, BadInput], BadInput] = field(default=lambda part, error: error)
 
@@ -145,6 +159,15 @@ class Plan:
             if (every := getattr(self, key)) is not None:
                 check_whole(PROBES[key], every)
         _ = self.stop  # which checks stop_epoch
+        texts = isinstance(self.tags, Sequence) and not isinstance(self.tags, str)
+        if not texts or not all(isinstance(tag, str) for tag in self.tags):
+            raise BadInput("tags", self.tags, "give a list of words, as [first,wide]")
+        if self.title is not None and not re.fullmatch(NAME, str(self.title)):
+            raise BadInput(
+                "name",
+                self.title,
+                "begin with a letter or digit; then letters, digits, . , = + - _",
+            )
         from dcasgd_repro.rules import Rule  # torch, which the objects of a plan have loaded
         from dcasgd_repro.run.check import check_contract
 
@@ -155,6 +178,15 @@ class Plan:
         self._agree()
         if not self.config:
             object.__setattr__(self, "config", with_sources(_spelled_out(self)))
+
+    @property
+    def called(self) -> str:
+        """The run's name: its title, or ``dcasgd_a-M8-seed0`` and what was typed beside."""
+        if self.title is not None:
+            return str(self.title)
+        words = [self.rule.name, f"M{self.workers}", f"seed{self.config['seed']}"]
+        words += [f"{key.rpartition('.')[2]}={value}" for key, value in self.typed.items()]
+        return re.sub(r"[^\w.,=+-]+", "_", "-".join(words))[:120]
 
     @property
     def live(self) -> bool:
@@ -186,6 +218,7 @@ class Plan:
         agree = [
             ("schedule.workers", getattr(self.schedule, "workers", None), self.workers),
             ("task.data.workers", getattr(data, "workers", None), self.workers),
+            ("task.local_steps", getattr(self.task, "local_steps", 1), self.length.local_steps),
             ("task.data.batch", getattr(data, "batch", None), self.length.batch),
             ("task.data.train_images", getattr(data, "train_images", None), self.length.images),
         ]
@@ -200,7 +233,7 @@ class Plan:
 
     def log(self) -> Schedule:
         """The message log, up to the run's last push."""
-        return _log(self.schedule, self.length.pushes, self.named)
+        return _log(self.schedule, self.length.local_steps, self.length.pushes, self.named)
 
     def directory(self, now: str) -> Path:
         """``run_dir``; else, with resume=auto, this config's last run; else a new directory.
@@ -218,10 +251,15 @@ class Plan:
         return max(runs)[1] if runs else place / f"{now}-{mark}"
 
 
-def plan_of(cfg: DictConfig) -> Plan:
-    """The plan that a composed config describes. Raises BadInput, under the key as it is typed."""
+def plan_of(
+    cfg: DictConfig, schedule_name: str | None = None, typed: Mapping[str, Any] | None = None
+) -> Plan:
+    """The plan that a composed config describes. Raises BadInput, under the key as it is typed.
+
+    ``schedule_name`` and ``typed`` are for readers, see ``Plan``.
+    """
     length = length_of(cfg)
-    rule, schedule, task, rate, engine = (build(cfg, key) for key in LEAVES)
+    rule, schedule, rate, engine = (build(cfg, key) for key in LEAVES if key != "task")
     schedule = _answered(cfg, schedule, lambda: rule)
     probe = cfg.get("probe")  # this and others are absent from configs that are older than the key
     if probe is not None and not OmegaConf.is_dict(probe):
@@ -229,7 +267,7 @@ def plan_of(cfg: DictConfig) -> Plan:
     probe = probe or {}
     return Plan(
         rule=rule,
-        task=task,
+        task=task_of(cfg, rate),
         schedule=schedule,
         rate=rate,
         length=length,
@@ -251,9 +289,35 @@ def plan_of(cfg: DictConfig) -> Plan:
         run_dir=cfg.run_dir,
         name=cfg.exp,
         scale=cfg.scale,
+        title=cfg.get("name"),
+        tags=plain_list(cfg.get("tags")),
+        schedule_name=schedule_name,
+        typed=typed or {},
         config=plain_config(cfg),
         named=partial(named, cfg),
     )
+
+
+def task_of(cfg: DictConfig, rate: Any) -> Any:
+    """The task's leaf; with local steps, of which conf/task has the keys, a ``LocalSteps`` of it.
+
+    ``local_lr`` is the learning rate's ``base`` by default: ASGD then adds a worker's whole move.
+    """
+    task = build(cfg, "task")
+    steps, local_lr = (cfg.task.get(key) for key in LOCAL)
+    if steps is None:
+        if local_lr is not None:
+            raise BadInput("task.local_lr", local_lr, "is read with task.local_steps=H only")
+        return task
+    if local_lr is None and (local_lr := getattr(rate, "base", None)) is None:
+        raise BadInput("task.local_lr", None, "this lr has no base to take it from; give a number")
+    from dcasgd_repro.local import LocalSteps  # torch
+
+    try:
+        several = LocalSteps(task, steps, local_lr)
+    except BadInput as error:
+        raise BadInput(f"task.{error.key}", error.value, error.remedy) from None
+    return task if steps == 1 else several
 
 
 def log_of(cfg: DictConfig, pushes: int) -> Schedule:
@@ -264,7 +328,7 @@ def log_of(cfg: DictConfig, pushes: int) -> Schedule:
     schedule = _answered(cfg, build(cfg, "schedule"), lambda: build(cfg, "rule"))
     if isinstance(schedule, Live):
         raise BadInput("schedule", "live", "a cluster makes it as it runs: train with engine=ray")
-    return _log(schedule, pushes, partial(named, cfg))
+    return _log(schedule, length_of(cfg).local_steps, pushes, partial(named, cfg))
 
 
 def _answered(cfg: DictConfig, schedule: Any, rule: Callable[[], Any]) -> Any:
@@ -280,9 +344,11 @@ def _answered(cfg: DictConfig, schedule: Any, rule: Callable[[], Any]) -> Any:
     return Reactive(schedule, rule())
 
 
-def _log(schedule: Any, pushes: int, full: Callable[[str, BadInput], BadInput]) -> Schedule:
+def _log(
+    schedule: Any, steps: int, pushes: int, full: Callable[[str, BadInput], BadInput]
+) -> Schedule:
     try:
-        log: Schedule = schedule.messages(pushes)
+        log: Schedule = stepping(schedule, steps).messages(pushes)
     except BadInput as error:
         raise full("schedule", error) from None
     return log
@@ -304,15 +370,22 @@ def _spelled_out(plan: Plan) -> dict[str, Any]:
         "seed": plan.initial_seed,
         "seeds": {"initial": plan.initial_seed},
         **{key: getattr(plan, key) for key in kept},
-        **{f.name: getattr(plan.length, f.name) for f in fields(plan.length)},
+        **{key: getattr(plan.length, key) for key in ("images", "batch", "epochs")},
         "rule": spelled(plan.rule),
         "schedule": spelled(plan.schedule),
-        "task": spelled(plan.task),
+        "task": _as_configured(spelled(plan.task)),
         "lr": spelled(plan.rate),
         "engine": spelled(plan.engine) or {"_target_": "dcasgd_repro.simulate.simulate"},
         "checkpoint": {"every_s": plan.checkpoint_s},
         "run_dir": None if plan.run_dir is None else str(plan.run_dir),
     }
+
+
+def _as_configured(task: dict[str, Any]) -> dict[str, Any]:
+    """A task with local steps as conf/ has it: two more keys of the task."""
+    if "local_steps" not in task or "task" not in task:
+        return task
+    return {**task["task"], **{key: task[key] for key in LOCAL}}
 
 
 def spelled(leaf: Any) -> Any:
@@ -350,7 +423,7 @@ def length_of(cfg: DictConfig) -> Length:
         check_whole(f"seeds.{key}", value, 0, MAX_SEED)
     check_number("eval_every", cfg.eval_every, 1e-6, 1e12)
     network = OmegaConf.select(cfg, "task.model._target_")
-    for inside, source in LINKS.items():
+    for inside, source in OWN_LINKS.items():
         if inside.startswith("task.model.") and network != "dcasgd_repro.models.ResNet":
             continue  # another network's keys are its own
         value, meant = OmegaConf.select(cfg, inside), OmegaConf.select(cfg, source)
@@ -362,7 +435,10 @@ def length_of(cfg: DictConfig) -> Length:
         if "task.data.validation" not in present:
             remedy = f"task {task_name(plain_config(cfg))} keeps no images for it; leave it out"
             raise BadInput("validation", validation, remedy)
-    return Length(cfg.images, cfg.batch, cfg.epochs)
+    steps = cfg.task.get("local_steps")  # absent from older configs
+    if steps is not None:
+        check_whole("task.local_steps", steps)
+    return Length(cfg.images, cfg.batch, cfg.epochs, steps or 1)
 
 
 def check_complete(cfg: DictConfig) -> None:
@@ -387,6 +463,13 @@ def check_complete(cfg: DictConfig) -> None:
         raise BadInput(key, raw.get(key), remedy) from None
 
 
+def plain_list(value: Any) -> Any:
+    """A config's list as one of Python; () for null, and anything else as it is."""
+    if value is None:
+        return ()
+    return OmegaConf.to_container(value) if OmegaConf.is_list(value) else value
+
+
 def plain_config(cfg: DictConfig, resolve: bool = True) -> dict[str, Any]:
     """What a config says, in plain containers; without ``resolve`` with its interpolations.
 
@@ -407,9 +490,16 @@ def with_sources(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def build(cfg: DictConfig, group: str) -> Any:
-    """The object a group of the config describes; a refusal names the key as the user types it."""
+    """The object a group of the config describes; a refusal names the key as the user types it.
+
+    A task's is without its local steps, which ``task_of`` adds.
+    """
     try:
-        return instantiate(cfg[group])
+        whole = cfg.copy()
+        OmegaConf.set_struct(whole, False)
+        for key in LOCAL if group == "task" else ():
+            whole.task.pop(key, None)
+        return instantiate(whole[group])
     except InstantiationException as error:
         at = re.search(r"full_key: (\S+)", str(error))
         where, cause = (at.group(1) if at else group), error.__cause__

@@ -19,7 +19,7 @@ from yaml import YAMLError
 
 from dcasgd_repro import schedule
 from dcasgd_repro.errors import BadInput
-from dcasgd_repro.run.identity import SEEDS, numbers, precision
+from dcasgd_repro.run.identity import SEEDS, images_a_push, numbers, precision
 from dcasgd_repro.schedule import Schedule
 from dcasgd_repro.schedule.log import first
 
@@ -163,8 +163,9 @@ def log_of(path: Path, sha256: str | None) -> Schedule | None:
             log = Schedule.load(path / "schedule.csv.gz")
         else:
             config = config_of(path)
-            pushes = math.ceil(config["epochs"] * config["images"] / config["batch"] - 1e-9)
-            log = _made(config["schedule"]).messages(max(1, pushes))
+            pushes = math.ceil(config["epochs"] * config["images"] / images_a_push(config) - 1e-9)
+            steps = (config.get("task") or {}).get("local_steps") or 1
+            log = schedule.stepping(_made(config["schedule"]), steps).messages(max(1, pushes))
         return log if log.sha256() == sha256 else None
     return None
 
@@ -221,8 +222,8 @@ class Run:
     def _stop(self) -> int:
         """The push that ends the epoch that it is read up to."""
         assert self.until is not None
-        batches: float = self.until * self.config["images"] / self.config["batch"]
-        return math.ceil(batches - 1e-9)
+        pushes: float = self.until * self.config["images"] / images_a_push(self.config)
+        return math.ceil(pushes - 1e-9)
 
     @property
     def evaluated_on(self) -> str:
@@ -317,6 +318,6 @@ def last_errors(metrics: pd.DataFrame, config: Mapping[str, Any], column: str) -
     """
     rows = metrics[["epoch", column]].dropna()
     drops = [m for m in config.get("lr.milestones") or () if m < metrics["epoch"].max()]
-    after = max(drops, default=0.0) + config["batch"] / config["images"] - 1e-9
+    after = max(drops, default=0.0) + images_a_push(config) / config["images"] - 1e-9
     kept: np.ndarray = rows[rows["epoch"] >= after][column].to_numpy()[-10:]
     return kept

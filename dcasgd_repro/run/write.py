@@ -8,7 +8,8 @@ probe.csv        one row per probed push, with probe.every only; see taylor.py
 checkpoint.pt    the whole state, see checkpoint.py; checkpoint.previous.pt the one before it
 fingerprint.json the first pushes in float64, see fingerprint.py
 summary.json     written last: a directory whose summary has the status "finished" is whole
-tensorboard/     the same curves, the delay histogram and hparams, in one run
+tensorboard/     NAME: the same curves, the delay histogram and hparams. NAME.simulated_s: the
+                 curves again, the wall time of each point its simulated second
 """
 
 from __future__ import annotations
@@ -73,6 +74,7 @@ COLUMNS = (
     "batch_error",  # in [0, 1], mini-batches' own as they train, mean since the last evaluation
 )
 
+SIMULATED = ".simulated_s"  # ends the name of the curves over simulated time
 TENSORBOARD = {
     "error/train": "train_error",
     "error/test": "test_error",
@@ -205,6 +207,7 @@ class Logs:
     They are written anew from those rows, so that a resumed run has each row once, whatever the
     process before it had written after its last checkpoint. ``on``: the images evaluated on.
     ``probed`` are the rows of probe.csv and their columns; None: there is no such file.
+    ``name`` is the run's, as TensorBoard has it.
     """
 
     def __init__(
@@ -214,12 +217,14 @@ class Logs:
         progress: Progress,
         on: str = "test",
         probed: tuple[Sequence[Mapping[str, Any]], Sequence[str]] | None = None,
+        name: str = "run",
     ) -> None:
         self._tags = {tag.replace("/test", f"/{on}"): key for tag, key in TENSORBOARD.items()}
         self._metrics = Table(path / "metrics.csv", COLUMNS)
         self._probe = Table(path / "probe.csv", probed[1]) if probed else None
         shutil.rmtree(path / "tensorboard", ignore_errors=True)
-        self._board = SummaryWriter(str(path / "tensorboard"))
+        self._board = SummaryWriter(str(path / "tensorboard" / name))
+        self._simulated = SummaryWriter(str(path / "tensorboard" / f"{name}{SIMULATED}"))
         experiment, start, self._end = hparams(dict(settings), {f"error/{on}": 0, "dc/ratio": 0})
         for part in (experiment, start):
             self._events.add_summary(part)
@@ -265,12 +270,16 @@ class Logs:
         if finished:
             self._events.add_summary(self._end)
         self._board.close()
+        self._simulated.close()
         for table in self._tables:
             table.close()
 
     def _append(self, row: Mapping[str, Any]) -> None:
         self._metrics.append(row)
         self._scalars(row, self._tags)
+        for tag, key in self._tags.items():
+            if row.get(key) is not None:
+                self._simulated.add_scalar(tag, row[key], row["push"], row["simulated_s"])
 
     def _probed(self, row: Mapping[str, Any]) -> Table:
         assert self._probe is not None

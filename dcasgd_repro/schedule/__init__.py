@@ -24,6 +24,8 @@ from dcasgd_repro.schedule.workers import (
     Generated,
     Law,
     Lognormal,
+    Summed,
+    stepping,
 )
 
 __all__ = [
@@ -44,5 +46,7 @@ __all__ = [
     "Message",
     "Recording",
     "Schedule",
+    "Summed",
     "delay_table",
+    "stepping",
 ]

@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,6 +71,25 @@ class Lognormal(Gamma):
     def sample(self, rng: np.random.Generator, n: int) -> NDArray[np.float64]:
         variance = math.log1p(self.cv**2)
         return self.mean_s * rng.lognormal(-variance / 2, math.sqrt(variance), n)
+
+
+@dataclass(frozen=True)
+class Summed(Law):
+    """The sum of ``times`` times of a law: those of a push of so many local steps."""
+
+    mean_s: float = field(init=False)
+    law: Law
+    times: int
+
+    def __post_init__(self) -> None:
+        check_whole("times", self.times)
+        object.__setattr__(self, "mean_s", self.times * self.law.mean_s)
+        super().__post_init__()
+
+    def sample(self, rng: np.random.Generator, n: int) -> NDArray[np.float64]:
+        each = self.law.sample(rng, n * self.times).reshape(n, self.times)
+        total: NDArray[np.float64] = each.sum(axis=1)
+        return total
 
 
 @dataclass(frozen=True)
@@ -192,6 +212,19 @@ class Generated:
         worker = np.hstack([np.broadcast_to(np.arange(m), (rounds, m)), sender])
         kind = np.broadcast_to(np.repeat([PULL, PUSH], m), (rounds, 2 * m))
         return Schedule(clock.ravel(), kind.ravel(), worker.ravel(), m)
+
+
+def stepping(schedule: Any, steps: int) -> Any:
+    """The schedule of the same workers where each push is of so many gradients.
+
+    A push of ``Generated`` workers takes that many times of their ``compute``, and communicates
+    once, in a reactive schedule too. Others know of pushes only, and stay as they are.
+    """
+    if isinstance(times := getattr(schedule, "times", None), Generated):
+        return replace(schedule, times=stepping(times, steps))
+    if steps == 1 or not isinstance(schedule, Generated):
+        return schedule
+    return replace(schedule, compute=Summed(schedule.compute, steps))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 import pandas as pd
 
+from dcasgd_repro.run.identity import images_a_push
 from dcasgd_repro.run.read import Run, last_errors
 
 
@@ -61,7 +62,7 @@ def before_drop(run: Run, chosen: Study) -> float:
     start, end = drops[chosen.drop - 1 : chosen.drop + 1]
     rows = run.metrics.dropna(subset=["test_error"])
     # An evaluation comes with the first round of pushes that ends its epoch.
-    late = run.config["workers"] * run.config["batch"] / run.config["images"]
+    late = run.config["workers"] * images_a_push(run.config) / run.config["images"]
     within = rows["epoch"].between(start + 0.8 * (end - start) - 1e-6, end + late)
     return 100 * float(rows[within]["test_error"].mean())
 
@@ -86,7 +87,7 @@ def at_epochs(column: str) -> Callable[[Run, Study], float]:
 
     def read(run: Run, chosen: Study) -> float:
         rows = run.metrics.dropna(subset=["test_loss"])
-        late = run.config["workers"] * run.config["batch"] / run.config["images"]
+        late = run.config["workers"] * images_a_push(run.config) / run.config["images"]
         found = []
         for epoch in chosen.epochs:
             within = rows[rows["epoch"].between(epoch - 1e-6, epoch + late)]

@@ -14,10 +14,13 @@ from dcasgd_repro.cli.help import CONF
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.run.compose import composed, own_folders
 from dcasgd_repro.run.plan import plan_of
+from dcasgd_repro.run.read import summary_of
 from dcasgd_repro.study import reproduce
 from dcasgd_repro.study.grid import study
 
-[EXAMPLE] = re.findall(r"```python\n(.*?)```", (CONF / "README.md").read_text(), flags=re.DOTALL)
+EXAMPLE, TASK = re.findall(
+    r"```python\n(.*?)```", (CONF / "README.md").read_text(), flags=re.DOTALL
+)
 NET = """\
 from torch import nn
 
@@ -44,10 +47,26 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder to stand in, with a rule and a network; modules of their names are forgotten."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path, ""])
-    for name, text in (("my_rule", EXAMPLE), ("my_net", NET)):
+    for name, text in (("my_rule", EXAMPLE), ("my_net", NET), ("my_task", TASK)):
         monkeypatch.delitem(sys.modules, name, raising=False)
         (tmp_path / f"{name}.py").write_text(text)
     return tmp_path
+
+
+def test_a_task_of_ones_own_trains_with_every_engine_and_local_steps(here: Path) -> None:
+    words = "scale=smoke task=my_task:Line task.size=4 images=256 batch=8 workers=2 threads=1"
+    hashes = []
+    for k, more in enumerate(("", "engine=threads", "engine=waves", "task.local_steps=3")):
+        assert cli.dispatch("train", [*words.split(), *more.split(), f"run_dir={k}"]) == 0
+        summary = summary_of(Path(str(k)))
+        assert summary["task"] == "line"
+        assert summary["test_loss_final"] < 0.01  # of 2 at w_0
+        assert "missing" not in (Path(str(k)) / "fingerprint.json").read_text()
+        hashes.append(summary["weights_sha256"])
+    assert hashes[0] == hashes[1] != hashes[3]
+    assert cli.verify(["0"]) == 0
+    with pytest.raises(BadInput, match=r"^task.batch=3: set batch=3 instead"):
+        plan_of(composed([*words.split(), "task.batch=3"]))
 
 
 def config(folder: str) -> dict[str, dict[str, object]]:

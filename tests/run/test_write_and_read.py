@@ -1,6 +1,7 @@
 """The run directory against itself: every number recomputed from the schedule and the rows."""
 
 import json
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -14,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
+from dcasgd_repro.cli.commands import dispatch
 from dcasgd_repro.data.images import Synthetic
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.fast.graphs import Graphs
@@ -165,7 +167,8 @@ def test_the_weights_are_those_of_the_seed_and_are_what_was_evaluated(
 
 def test_histograms_count_the_delays(twelve: Path) -> None:
     delays = Schedule.load(twelve / "schedule.csv.gz").delays()
-    events = EventAccumulator(str(twelve / "tensorboard"), size_guidance={"histograms": 0}).Reload()
+    board = twelve / "tensorboard" / summary_in(twelve)["name"]
+    events = EventAccumulator(str(board), size_guidance={"histograms": 0}).Reload()
     histograms = events.Histograms("delay/histogram")
     assert [h.step for h in histograms] == list(range(8, 193, 8))
     for k, h in enumerate(histograms):
@@ -179,16 +182,77 @@ def test_histograms_count_the_delays(twelve: Path) -> None:
         assert found == {d: int(c) for d, c in enumerate(counts) if c}
 
 
-def test_hparams_are_the_whole_config(twelve: Path) -> None:
-    events = EventAccumulator(str(twelve / "tensorboard")).Reload()
-    content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
-    start = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
-    ours = identity.flat(read.config_of(twelve))
-    assert start.keys() == ours.keys()
-    assert start["rule.lam0"].number_value == 2.0
-    assert start["seeds.data"].number_value == 4
-    assert start["task.data._target_"].string_value.endswith("Synthetic")
-    assert start["lr.milestones"].string_value == "[3, 6]"
+NAMED = "task=quadratic images=64 workers=2 epochs=1 log_every=4 threads=1"
+
+
+def hparams_of(board: Path) -> tuple[list[str], dict[str, object]]:
+    events = EventAccumulator(str(board)).Reload()
+    contents = [
+        plugin_data_pb2.HParamsPluginData.FromString(
+            events.summary_metadata[f"_hparams_/{tag}"].plugin_data.content
+        )
+        for tag in ("experiment", "session_start_info")
+    ]
+    values = contents[1].session_start_info.hparams
+    given = {key: getattr(v, str(v.WhichOneof("kind"))) for key, v in values.items()}
+    return [info.name for info in contents[0].experiment.hparam_infos], given
+
+
+def test_a_run_has_a_name_and_few_hparams_in_order(tmp_path: Path) -> None:
+    words = f"{NAMED} rule=dcasgd_c rule.lam=0.5 schedule=gamma lr.base=0.2 'tags=[first,wide]'"
+    words += f" seed=3 device=cpu run_dir={tmp_path / 'a'}"
+    assert dispatch("train", shlex.split(words)) == 0
+    typed = "images=64-epochs=1-task=quadratic-lam=0.5-schedule=gamma-base=0.2"
+    [name, second] = sorted(path.name for path in (tmp_path / "a" / "tensorboard").iterdir())
+    assert second == f"{name}.simulated_s"
+    assert name.startswith("dcasgd_c-M2-seed3-")
+    assert sorted(name.split("-")[3:]) == sorted(typed.split("-"))
+    columns, values = hparams_of(tmp_path / "a" / "tensorboard" / name)
+    assert columns[:5] == ["rule", "workers", "schedule", "lr", "seed"]
+    assert sorted(columns[5:-1]) == ["epochs", "images", "rule.lam", "task"]
+    assert columns[-1] == "tags"
+    assert values == {
+        "rule": "dcasgd_c", "workers": 2, "schedule": "gamma", "lr": 0.2, "seed": 3,
+        "rule.lam": 0.5, "epochs": 1, "images": 64, "task": "quadratic", "tags": "first wide",
+    }  # fmt: skip
+    assert summary_in(tmp_path / "a")["tags"] == ["first", "wide"]
+
+
+def test_the_wall_time_of_the_second_curves_is_the_simulated_second(twelve: Path) -> None:
+    board = twelve / "tensorboard" / f"{summary_in(twelve)['name']}.simulated_s"
+    events, metrics = EventAccumulator(str(board)).Reload(), pd.read_csv(twelve / "metrics.csv")
+    for tag, key in (("loss/train", "train_loss"), ("error/test", "test_error")):
+        rows, scalars = metrics.dropna(subset=[key]), events.Scalars(tag)
+        assert [e.wall_time for e in scalars] == pytest.approx(rows["simulated_s"].tolist())
+        assert [e.value for e in scalars] == pytest.approx(rows[key].tolist(), rel=1e-6)
+    assert "_hparams_/experiment" not in events.summary_metadata
+
+
+def test_a_name_of_ones_own_makes_no_other_run(tmp_path: Path) -> None:
+    for extra in ("", " name=mine"):
+        assert (
+            dispatch("train", f"{NAMED} run_dir={tmp_path / 'a'} stop_epoch=0.5{extra}".split())
+            == 0
+        )
+    assert dispatch("train", f"{NAMED} run_dir={tmp_path / 'a'} name=mine".split()) == 0
+    assert summary_in(tmp_path / "a")["name"] == "mine"
+    found = sorted(path.name for path in (tmp_path / "a" / "tensorboard").iterdir())
+    assert found == ["mine", "mine.simulated_s"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"title": "a/b"}, r"^name=a/b: begin with a letter"),
+        ({"title": ""}, r"^name=: begin with a letter"),
+        ({"title": ".."}, r"^name=..: begin with a letter"),
+        ({"tags": "one"}, r"^tags=one: give a list of words"),
+        ({"tags": [1]}, r"^tags=\[1\]: give a list of words"),
+    ],
+)
+def test_a_name_or_tag_that_is_none_is_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        small_plan(**changes)
 
 
 def test_ssgd_moves_once_a_round_and_its_rate_follows_pushes(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from dcasgd_repro.schedule import (
     Lognormal,
     Message,
     Schedule,
+    Summed,
     delay_table,
 )
 
@@ -36,6 +37,7 @@ LAWS = {
     "gamma": Gamma(1.0, 0.3),
     "exponential": Exponential(1.0),
     "lognormal": Lognormal(1.0, 0.8),
+    "summed": Summed(Gamma(0.25, 0.3), 4),
 }
 
 
@@ -259,6 +261,7 @@ def test_golden_clocks_of_a_gamma_log() -> None:
         (Gamma(3.0, 1.5), 3.0, 1.5),
         (Lognormal(3.0, 0.5), 3.0, 0.5),
         (Lognormal(3.0, 0.0), 3.0, 0.0),
+        (Summed(Gamma(1.0, 0.6), 4), 4.0, 0.3),
     ],
 )
 def test_laws_have_their_mean_and_coefficient_of_variation(

@@ -137,7 +137,7 @@ def test_a_run_says_what_its_errors_are_of(tmp_path: Path) -> None:
 def board(path: Path) -> list[str]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(path / "tensorboard"))
+    events = EventAccumulator(str(path / "tensorboard" / read.summary_of(path)["name"]))
     events.Reload()
     return list(events.Tags()["scalars"])
 
