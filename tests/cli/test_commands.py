@@ -363,6 +363,6 @@ def test_a_folder_of_ones_own_has_its_names_listed_and_its_task_heard(
         (tmp_path / "mine" / name).write_text(text)
     own = ["-cd", str(tmp_path / "mine")]
     assert cli.dispatch("train", ["task=quadratic", "rule=stal", *own]) == 2
-    assert ", ssgd, stale, staleness_aware; a key inside" in capsys.readouterr().err
+    assert ", ssgd, stale, staleness_aware, throttle; a key inside" in capsys.readouterr().err
     assert cli.dispatch("train", ["+exp=mine", "run_dir=out", *own]) == 0
     assert "\nscale: smoke\n" in (tmp_path / "out" / "config.yaml").read_text()
