@@ -220,3 +220,27 @@ def test_refusals(capsys: pytest.CaptureFixture[str]) -> None:
     ):
         assert cli.dispatch("train", [*WORDS.split(), *word.split()]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_rate_may_follow_the_updates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the pushes, some of which this rule ignores: in a run, and under another engine."""
+    monkeypatch.chdir(tmp_path)
+    words = [*WORDS.split(), "log_every=1", "lr=warmup"]
+    for name, more in {
+        "A": "",
+        "B": "lr_by=updates",
+        "C": "lr_by=updates engine=threads",
+        "D": "lr_by=pushes",
+    }.items():
+        assert cli.dispatch("train", [*words, *more.split(), f"run_dir={name}"]) == 0
+    a, b, c, d = (read.rows_of(tmp_path / name).set_index("push") for name in "ABCD")
+    assert (b["update"] < b.index).any()
+    before = b["update"].shift(fill_value=0)
+    by_pushes = a["lr"].shift(-1).dropna()  # the rate of push t + 1 is that of t pushes
+    expected = [by_pushes.get(t, a["lr"].iloc[0]) for t in before]
+    assert b["lr"].tolist()[1:] == expected[1:]
+    assert a["lr"].tolist() == d["lr"].tolist() != b["lr"].tolist()
+    sums = [read.summary_of(tmp_path / name)["weights_sha256"] for name in "ABCD"]
+    assert sums[0] == sums[3] != sums[1] == sums[2]
+    assert cli.verify(["B"]) == 0
+    assert cli.dispatch("train", [*WORDS.split(), "lr_by=epochs"]) == 2

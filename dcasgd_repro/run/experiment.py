@@ -236,13 +236,9 @@ class Experiment:
         if received >= self.plan.stop:
             return
         done = int(np.flatnonzero(self.log.kind == PUSH)[received - 1]) + 1 if received else 0
-
-        def lr(pushes: int) -> float:
-            return self.plan.rate(self.plan.length.epoch(pushes))
-
         engine = self.plan.engine or simulate
         messages: Any = self.recording or self.log[done:]
-        yield from engine(self.task, self.server, messages, lr)
+        yield from engine(self.task, self.server, messages, self.plan.lr(self.server))
 
     def _loop(self, logs: write.Logs) -> dict[str, Any]:
         """Follows the Steps; returns the status, and what stopped it or where it diverged."""

@@ -50,7 +50,7 @@ def fingerprint(plan: Plan, log: Schedule, task: Any) -> dict[str, Any]:
             server = Server(
                 plan.rule, seen.task.initial(plan.initial_seed), plan.workers, plan.backup
             )
-            steps = simulate(seen, server, first, lambda t: plan.rate(plan.length.epoch(t)))
+            steps = simulate(seen, server, first, plan.lr(server))
             rows = [_row(step) for step in steps]
     except Exception as error:  # a user's parts may not know float64, which takes twice the memory
         return {"missing": (str(error).splitlines() or ["out of memory"])[0]}

@@ -24,7 +24,13 @@ FULL = "float32"
 # In what runs of one configuration differ; parts have the seed under the same name.
 SEEDS = ("seed", "seeds")
 # Keys that are younger than some runs: null, they leave the hash of such a run what it was.
-YOUNGER: tuple[str, ...] = ("validation", "reactive", "task.data.validation", "rule.curvature")
+YOUNGER: tuple[str, ...] = (
+    "validation",
+    "reactive",
+    "lr_by",
+    "task.data.validation",
+    "rule.curvature",
+)
 YOUNGER += ("task.local_steps", "task.local_lr")
 
 

@@ -97,6 +97,8 @@ class Plan:
     ``schedule``           a leaf: ``schedule.messages(pushes)`` is the message log
     ``rate``               epochs passed -> learning rate
     ``length``             images, batch and epochs
+    ``lr_by``              "updates": the rate follows the updates of w, each for a push; None: the
+                           pushes, those that the rule ignores or keeps too
     ``engine``             ``simulate``, or a faster one with its signature; a live one, as Ray,
                            makes the messages itself, and its schedule is ``Live``
     ``backup``             when w_bak(m) is written, see ``Server``
@@ -122,6 +124,7 @@ class Plan:
     rate: Callable[[float], float]
     length: Length
     workers: int
+    lr_by: str | None = None
     engine: Callable[..., Iterator[Any]] | None = None  # None: simulate
     backup: str = "pull"
     initial_seed: int = 0
@@ -152,6 +155,8 @@ class Plan:
         check_number("eval_every", self.eval_every, 1e-6, 1e12)
         check_number("checkpoint.every_s", self.checkpoint_s)
         check_choice("fused", self.fused, (True, False))
+        if self.lr_by is not None:
+            check_choice("lr_by", self.lr_by, ("pushes", "updates"))
         check_choice("resume", self.resume, ("auto", "never"))
         if self.run_dir is not None and not str(self.run_dir).strip():
             raise BadInput("run_dir", self.run_dir, "name a directory")
@@ -208,6 +213,9 @@ class Plan:
         if self.live != isinstance(self.schedule, Live):
             remedy = "engine=ray and schedule=live go together: give both"
             raise BadInput("schedule", type(self.schedule).__name__.lower(), remedy)
+        if self.live and self.lr_by == "updates":
+            remedy = "its driver does not see them in time; leave it out"
+            raise BadInput("lr_by", self.lr_by, f"with engine=ray: {remedy}")
         if self.live and self.fused:
             raise BadInput(
                 "fused", self.fused, "the server of engine=ray has no such; leave it out"
@@ -225,6 +233,15 @@ class Plan:
         for key, theirs, ours in agree:
             if theirs is not None and theirs != ours:
                 raise BadInput(key, theirs, f"the plan has {ours}; make both the same")
+
+    def lr(self, server: Any) -> Callable[[int], float]:
+        """Pushes received by ``server`` so far -> the next rate, as ``simulate`` takes it."""
+
+        def rate(pushes: int) -> float:
+            passed = server.t if self.lr_by == "updates" else pushes
+            return self.rate(self.length.epoch(passed))
+
+        return rate
 
     @property
     def stop(self) -> int:
@@ -270,6 +287,7 @@ def plan_of(
         task=task_of(cfg, rate),
         schedule=schedule,
         rate=rate,
+        lr_by=cfg.get("lr_by"),
         length=length,
         workers=cfg.workers,
         engine=engine,
@@ -363,7 +381,15 @@ def _spelled_out(plan: Plan) -> dict[str, Any]:
         if not is_dataclass(getattr(plan, key)):
             remedy = "make it a dataclass, whose fields tell this run from others"
             raise BadInput(key, getattr(plan, key), remedy)
-    kept: tuple[str, ...] = ("backup", "eval_every", "log_every", "stop_epoch", "device", "threads")
+    kept: tuple[str, ...] = (
+        "backup",
+        "lr_by",
+        "eval_every",
+        "log_every",
+        "stop_epoch",
+        "device",
+        "threads",
+    )
     kept += ("deterministic", "fused", "resume", "scale", "workers")
     return {
         "exp": plan.name,

@@ -59,7 +59,7 @@ def replay(plan: Plan, log: Schedule) -> Server:
     """The server after all messages of the log, by the plain loop on the CPU."""
     task = plan.task.on(set_device("cpu", plan.threads, plan.deterministic))
     server = Server(plan.rule, task.initial(plan.initial_seed), plan.workers, plan.backup)
-    steps = simulate(task, server, log, lambda pushes: plan.rate(plan.length.epoch(pushes)))
+    steps = simulate(task, server, log, plan.lr(server))
     for _ in tqdm(steps, total=log.pushes, unit="push", disable=not sys.stderr.isatty()):
         pass
     return server
