@@ -233,7 +233,7 @@ def test_a_rate_may_follow_the_updates(tmp_path: Path, monkeypatch: pytest.Monke
         "D": "lr_by=pushes",
     }.items():
         assert cli.dispatch("train", [*words, *more.split(), f"run_dir={name}"]) == 0
-    a, b, c, d = (read.rows_of(tmp_path / name).set_index("push") for name in "ABCD")
+    a, b, _, d = (read.rows_of(tmp_path / name).set_index("push") for name in "ABCD")
     assert (b["update"] < b.index).any()
     before = b["update"].shift(fill_value=0)
     by_pushes = a["lr"].shift(-1).dropna()  # the rate of push t + 1 is that of t pushes

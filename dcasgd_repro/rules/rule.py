@@ -42,7 +42,29 @@ class Direction(NamedTuple):
 
 
 class Rule(ABC):
-    """An update rule. ``state`` is whatever ``init`` returned; only the rule looks inside it."""
+    """An update rule. ``state`` is whatever ``init`` returned; only the rule looks inside it.
+
+    One of your own is a frozen dataclass with two methods:
+
+    >>> from dataclasses import dataclass
+    >>> from dcasgd_repro import Arrival, Direction, Rule
+    >>> @dataclass(frozen=True)
+    ... class Slower(Rule):
+    ...     power: float = 1.0
+    ...
+    ...     def init(self, w, workers):
+    ...         return None
+    ...
+    ...     def direction(self, arrival, state):
+    ...         return Direction(arrival.grad / (1 + arrival.delay) ** self.power, state)
+    >>> late = Arrival(torch.ones(2), torch.zeros(2), torch.zeros(2), worker=0, delay=1, lr=0.1)
+    >>> Slower().direction(late, None).step
+    tensor([0.5000, 0.5000])
+
+    In ``my_rule.py`` it is ``rule=my_rule:Slower rule.power=2`` on the command line. Vectors are
+    never written in place. A state is what a checkpoint can hold: tensors, numbers, text, None, and
+    tuples, lists and dicts of these; named tuples too, if not in a list or dict.
+    """
 
     name: ClassVar[str]  # as tables and the command line call it; the class's name unless given
     label: ClassVar[str] = ""  # in legends and tables of results; without one, the name
