@@ -172,7 +172,7 @@ def test_report_tells_configurations_apart(call) -> None:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["trian"], "trian: no such command; choose train, schedule, reproduce, tune,"),
+        (["trian"], "trian: no such command; choose train, schedule, check, reproduce, tune,"),
         (["bench", "nope"], "argument PART: invalid choice: 'nope' (choose from"),
         (["bench", "--nope"], "unrecognized arguments: --nope; `dcasgd-repro bench --help` says"),
         (["data", "fly"], "argument action: invalid choice: 'fly'"),
