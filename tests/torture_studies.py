@@ -72,6 +72,7 @@ class Forked:
     """A launcher whose runs are forks; their numbers go to a file, to be killed by."""
 
     def start(self, command: Sequence[str], log: Path) -> Forked.Handle:
+        log.open("ab").close()  # as Local does, before it forks
         child = fork(command[3:], Path.cwd(), log)
         with open("pids", "a") as file:
             file.write(f"{child}\n")
@@ -556,8 +557,8 @@ def terminals(place: Path, whole: Path) -> Tally:
 
     ways: dict[str, Callable[[], object]] = {
         "no reader": no_reader,
-        "stdout closed": lambda: os.close(1),
-        "stderr closed": lambda: os.close(2),
+        "stdout closed": lambda: (os.close(1), setattr(sys, "stdout", None)),
+        "stderr closed": lambda: (os.close(2), setattr(sys, "stderr", None)),
         "COLUMNS=20": narrow,
         "no HOME": no_home,
         "a terminal": terminal,
