@@ -220,9 +220,16 @@ def alive(folder: Path) -> list[int]:
     return found
 
 
-def killed(kinds: Sequence[str], at_once: int, kills: int, place: Path, whole: Path, length_s: float,
-           rng: random.Random) -> Tally:  # fmt: skip
-    """Starts studies, kills what ``kinds`` say at random instants, and lets each go on to its end."""
+def killed(
+    kinds: Sequence[str],
+    at_once: int,
+    kills: int,
+    place: Path,
+    whole: Path,
+    length_s: float,
+    rng: random.Random,
+) -> Tally:
+    """Kills what ``kinds`` say of studies at random instants; each then goes on to its end."""
     what = f"SIGKILL of {', '.join(kinds)}" + (", two reproduce on one study" * (at_once > 1))
     tally, attempt = Tally(what, "kills"), 0
     while tally.times < kills:
@@ -236,7 +243,9 @@ def killed(kinds: Sequence[str], at_once: int, kills: int, place: Path, whole: P
                 time.sleep(rng.uniform(0.0, length_s))
                 kind, runs = rng.choice(kinds), alive(folder)
                 victims = [rng.choice(children)] if kind != "a run" else []
-                victims += runs if kind == "both" else rng.sample(runs, kind == "a run" and bool(runs))
+                victims += (
+                    runs if kind == "both" else rng.sample(runs, kind == "a run" and bool(runs))
+                )
                 for victim in victims:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(victim, signal.SIGKILL)
@@ -346,7 +355,9 @@ def bad_cells(place: Path, whole: Path) -> Tally:
     folder = study(place / "bad_cells", cells)
     (folder / "own_hungry.py").write_text(OWN)
     for _ in range(2):
-        text = done(tally, STUDY, folder, [1], "failed    fails-seed0: ", lambda: sys.path.append(""))
+        text = done(
+            tally, STUDY, folder, [1], "failed    fails-seed0: ", lambda: sys.path.append("")
+        )
         if "failed    hungry-seed0: dcasgd-repro: run_dir=" not in text:
             tally.add("different", f"hungry: {text[-500:]}")
     status = {
@@ -387,7 +398,9 @@ def replaced(place: Path, whole: Path) -> Tally:
         make(at)
         for words in ([*STUDY, "--dry-run"], STUDY):
             text = done(tally, words, folder, [0, 1, 2, 4], job)
-        others = {f"{cell}-seed0" for cell in CELLS if f"{cell}-seed0" not in text.partition("failed ")[2]}
+        others = {
+            f"{cell}-seed0" for cell in CELLS if f"{cell}-seed0" not in text.partition("failed ")[2]
+        }
         if missing := [n for n in others if not (folder / RUNS / n / "summary.json").exists()]:
             tally.add("lost", f"{kind}: {missing}: {text[-400:]}")
         if at.is_symlink() or at.is_file():
@@ -427,7 +440,12 @@ def mutations(path: Path) -> Iterator[tuple[str, Callable[[], object]]]:
         head, *rows = good.decode().splitlines()
         names = head.split(",")
         yield "head alone", functools.partial(path.write_text, head + "\n")
-        yield "words", functools.partial(path.write_text, "\n".join([head, *(r.replace("1", "x") for r in rows), ""]))
+        yield (
+            "words",
+            functools.partial(
+                path.write_text, "\n".join([head, *(r.replace("1", "x") for r in rows), ""])
+            ),
+        )
         for k, name in enumerate(names):
             cut = [",".join(v for j, v in enumerate(r.split(",")) if j != k) for r in (head, *rows)]
             yield f"no {name}", functools.partial(path.write_text, "\n".join([*cut, ""]))
@@ -463,9 +481,9 @@ def damaged(every: int, place: Path, whole: Path) -> Tally:
                 if "<script>" in "".join(said(p) for p in (base / "results").rglob("*.md")):
                     tally.add("different", "<script> in a page")
                 tally.wrong[before:] = [(k, f"{file} {what}: {w}") for k, w in tally.wrong[before:]]
-                if what in ("binary", "word", "folder") and "report mine" in " ".join(words):
-                    if file != "fingerprint.json" and name not in text:
-                        tally.add("different", f"{file} {what}: {words} takes it: {text[-200:]}")
+                taken = what in ("binary", "word", "folder") and words == ["report", "mine"]
+                if taken and file != "fingerprint.json" and name not in text:
+                    tally.add("different", f"{file} {what}: {words} takes it: {text[-200:]}")
             if " " not in what:  # its run is there still: kept anew
                 done(tally, STUDY, base, [0, 1, 2], name)
             for path in kept.iterdir():
@@ -614,7 +632,9 @@ def other_means(place: Path, whole: Path) -> Tally:
         check(tally, word, wait(child), said(folder / "first"), (0, 1))
         text = done(tally, [*STUDY, word], folder, [0])
         begun = "begun with other means than" in text
-        if not begun and word.partition("=")[0] not in said(folder / RUNS / "dc-seed0/provenance.json"):
+        if not begun and word.partition("=")[0] not in said(
+            folder / RUNS / "dc-seed0/provenance.json"
+        ):
             tally.add("different", f"reproduce {word}: {text}")
         compare(tally, folder, whole)
     return tally
@@ -641,8 +661,12 @@ def main(kills: int = 60, only: str = "") -> int:
         length_s = time.perf_counter() - began
         compare(first, whole, whole)
         scenes: list[Callable[[], Tally]] = [
-            lambda: killed(("reproduce", "a run", "both"), 1, kills, place / "k1", whole, length_s, rng),
-            lambda: killed(("reproduce", "both"), 2, max(1, kills // 3), place / "k2", whole, length_s, rng),
+            lambda: killed(
+                ("reproduce", "a run", "both"), 1, kills, place / "k1", whole, length_s, rng
+            ),
+            lambda: killed(
+                ("reproduce", "both"), 2, max(1, kills // 3), place / "k2", whole, length_s, rng
+            ),
             lambda: interrupted(max(2, kills // 6), place / "int", whole, length_s, rng),
             lambda: full_disk((60, 130, 200, 300, 400, 500), place, whole),
             lambda: read_only(place, whole),

@@ -30,9 +30,9 @@ def main() -> None:
     input, 3 diverged, 4 a machine fault, 128 + the signal's number where one stopped it.
     """
     command, *rest = sys.argv[1:] or ["--help"]
-    for name in ("stdout", "stderr"):  # one that was closed before we came; its number is taken too
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed before we came; no file is to take its number
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     if "" not in sys.path:
         sys.path.append("")  # a rule of one's own is imported from where one stands
     try:

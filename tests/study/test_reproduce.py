@@ -524,3 +524,19 @@ def test_a_launcher_that_is_not_installed_says_how_to_get_it(
         launchers.launcher("slurm", {})
     with pytest.raises(BadInput, match=r"^launcher=ray: needs Ray: pip install"):
         launchers.launcher("ray", {})
+
+
+def test_a_dry_run_refuses_a_rule_whose_state_no_checkpoint_can_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    source = "from dcasgd_repro.rules import ASGD\nclass Mine(ASGD):\n"
+    source += "    def init(self, w, workers):\n        return {1}\n"
+    source += "    def direction(self, arrival, state):\n"
+    source += "        return super().direction(arrival, None)._replace(state=state)\n"
+    (tmp_path / "own_unheld.py").write_text(source)
+    cells = {"mine": f"{QUADRATIC} rule=own_unheld:Mine"}
+    (job,) = reproduce.jobs_of(study(grid(tmp_path / "mine", cells)), "smoke", 1)
+    line = "cell mine: rule=a state with a builtins.set: no checkpoint can hold it; make it of"
+    assert str(reproduce.refusal(job)).startswith(line)
