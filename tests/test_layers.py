@@ -24,7 +24,7 @@ INSIDE = {
     "cluster": [{"__init__", "protocol"}, {"ray"}],
     "run": [
         {"__init__", "identity", "check", "sources", "faults", "device", "checkpoint", "taylor"},
-        {"read", "compose"},
+        {"read", "compose", "battery"},
         {"plan", "write"},
         {"probe", "fingerprint"},
         {"experiment", "replay"},

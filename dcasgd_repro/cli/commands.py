@@ -26,10 +26,13 @@ RESULTS = Path("results")
 def main() -> None:
     """Runs the command line and exits.
 
-    0 done, 1 a run of a study failed or verify found a difference, 2 bad input, 3 diverged, 4 a
-    machine fault, 128 + the signal's number where one stopped it.
+    0 done, 1 a run of a study failed, verify found a difference or a rule fails a check, 2 bad
+    input, 3 diverged, 4 a machine fault, 128 + the signal's number where one stopped it.
     """
     command, *rest = sys.argv[1:] or ["--help"]
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed before we came; no file is to take its number
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     if "" not in sys.path:
         sys.path.append("")  # a rule of one's own is imported from where one stands
     try:
@@ -120,6 +123,28 @@ def schedule(cfg: DictConfig, argv: Sequence[str]) -> Done:
     print(runs.schedule(log, out, found))
     delays = log.delays()
     return Done(0, f"delay {delays.mean():.2f} ± {delays.std():.2f}, at most {delays.max()}  {out}")
+
+
+def check(cfg: DictConfig, argv: Sequence[str]) -> Done:
+    from dcasgd_repro.cli.hydra import Done
+    from dcasgd_repro.run.battery import battery
+    from dcasgd_repro.run.check import check_is_rule
+    from dcasgd_repro.run.plan import build
+
+    for word in argv[2:]:
+        key, _, value = word.partition("=")
+        if "=" in word and word[0] != "-" and key.lstrip("+~").split(".")[0] != "rule":
+            raise BadInput(key, value, "check reads rule= and its keys; leave it out")
+    if not any(word.startswith(("rule=", "rule._target_=")) for word in argv):
+        raise BadInput("rule", None, "which one? As in rule=dcasgd_a or rule=my_rule:MyRule")
+    rule = build(cfg, "rule")
+    check_is_rule(rule)
+    print(f"{rule}")
+    failed = []
+    for line in battery(rule):
+        print(line, flush=True)
+        failed += [] if line.ok else [line.name]
+    return Done(int(bool(failed)), f"fails {', '.join(failed)}" if failed else "ok")
 
 
 class Parser(argparse.ArgumentParser):
@@ -277,6 +302,7 @@ def completion(arguments: list[str]) -> int:
 HYDRAS: dict[str, tuple[Job, str]] = {
     "train": (train, texts.TRAIN_HELP),
     "schedule": (schedule, texts.SCHEDULE_HELP),
+    "check": (check, texts.CHECK_HELP),
 }
 OWN: dict[str, Callable[[list[str]], int]] = {
     "reproduce": reproduce,

@@ -10,7 +10,9 @@ CONF = Path(__file__).parents[1] / "conf"
 if not CONF.exists():  # an editable install: conf/ stands beside the package
     CONF = Path(__file__).parents[2] / "conf"
 
-COMMANDS = "train, schedule, reproduce, tune, report, diagnose, verify, data, bench or completion"
+COMMANDS = (
+    "train, schedule, check, reproduce, tune, report, diagnose, verify, data, bench or completion"
+)
 
 HELP = """\
 dcasgd-repro: asynchronous SGD with delay compensation, simulated on one device
@@ -19,6 +21,7 @@ usage: dcasgd-repro COMMAND [...]
 
   train      run one experiment, or a sweep of them
   schedule   draw a schedule of asynchronous workers: its delays, first rounds and log
+  check      whether a rule, yours too, keeps what a rule promises
   reproduce  run a table or figure of the paper, or what it still lacks
   tune       choose a key of a study's cells, as the learning rate, by validation
   report     tables and figures from finished runs, beside the paper's
@@ -77,6 +80,25 @@ examples
   dcasgd-repro schedule schedule=file schedule.path=outputs/schedule/.../schedule.csv.gz workers=8
 """
 
+CHECK_HELP = """\
+usage: dcasgd-repro check rule=NAME [rule.KEY=VALUE ...] [-m]
+
+  rule=         {rule};
+                or rule=my_rule:MyRule, a class of yours in my_rule.py where you stand
+  -cd DIR       DIR/rule/*.yaml are there to choose as well
+  -m            several: rule=asgd,my_rule:MyRule
+
+Tries the rule on small quadratics with 4 workers, a line for each check: what was demanded, what
+was found, ok or fails. It must not write into what it is given, and must give the same answer to
+the same arguments; its state must survive a checkpoint after any push, to the bit; where it says
+elementwise, a part of a vector must have the whole's bits; every kind of log must be replayed, and
+by every engine alike; zero gradients must leave w finite; the loss of a quadratic must fall. Takes
+about 3 s. Exits with 1 if a check fails.
+
+examples
+  dcasgd-repro check rule=my_rule:MyRule rule.power=2
+  dcasgd-repro check rule=dcasgd_a
+"""
 
 REPRODUCE_HELP = """\
 usage: dcasgd-repro reproduce STUDY [scale=NAME] [seeds=N] [jobs=N] [launcher=NAME] [--dry-run]

@@ -17,6 +17,13 @@ CURVATURE = (1.0, 0.5, 0.1, 0.0)  # the last entry's gradient is exactly 0, as a
 MOST = 200  # arrivals
 
 
+def check_is_rule(rule: Any) -> None:
+    """Refuses an object of another class: BadInput."""
+    if not isinstance(rule, Rule):
+        remedy = "is no rule; derive its class from dcasgd_repro.rules.Rule"
+        raise BadInput("rule", type(rule).__name__, remedy)
+
+
 def check_contract(rule: Rule, workers: int) -> None:
     """Shows a copy of the rule the arrivals of a small quadratic in float32, twice each worker's.
 

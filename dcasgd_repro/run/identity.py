@@ -79,7 +79,7 @@ def identity(config: Mapping[str, Any]) -> str:
     A schedule's file counts by its content, and a folder of images by its place.
     """
     content = numbers(config)
-    given = {key: _plain(value) for key, value in content.items() if value is not None}
+    given = {key: plain(value) for key, value in content.items() if value is not None}
     log = Path(str(content.get("schedule.path")))
     if log.is_file():
         given["schedule.path"] = hashlib.sha256(log.read_bytes()).hexdigest()
@@ -93,10 +93,10 @@ def misplaced(config: Mapping[str, Any], path: Path) -> bool:
     return path.parts[-3:-1] == CELLS.parts and path.name != identity(config)[:16]
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """2 and 2.0 are one number."""
     if isinstance(value, list):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     whole = isinstance(value, int) and not isinstance(value, bool)
     return float(value) if whole else value
 

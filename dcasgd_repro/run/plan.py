@@ -19,7 +19,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dcasgd_repro.errors import BadInput, check_choice, check_number, check_whole
+from dcasgd_repro.errors import BadInput, check_choice, check_number, check_whole, in_words
 from dcasgd_repro.run.compose import OWN_LINKS
 from dcasgd_repro.run.identity import config_hash, flat, task_name
 from dcasgd_repro.run.read import ENDED, status_of
@@ -173,12 +173,10 @@ class Plan:
                 self.title,
                 "begin with a letter or digit; then letters, digits, . , = + - _",
             )
-        from dcasgd_repro.rules import Rule  # torch, which the objects of a plan have loaded
-        from dcasgd_repro.run.check import check_contract
+        # They need torch, which the objects of a plan have loaded.
+        from dcasgd_repro.run.check import check_contract, check_is_rule
 
-        if not isinstance(self.rule, Rule):
-            remedy = "is no rule; derive its class from dcasgd_repro.rules.Rule"
-            raise BadInput("rule", type(self.rule).__name__, remedy)
+        check_is_rule(self.rule)
         check_contract(self.rule, self.workers)
         self._agree()
         if not self.config:
@@ -535,7 +533,8 @@ def build(cfg: DictConfig, group: str) -> Any:
             key = f"{where}.{extra.group(1)}"
             target = OmegaConf.select(cfg, where)._target_.rsplit(".", 1)[-1]
             raise BadInput(key, OmegaConf.select(cfg, key), f"{target} has no such key") from None
-        raise BadInput(where, OmegaConf.select(cfg, where), str(cause or error)) from None
+        said = in_words(cause) if isinstance(cause, Exception) else str(error)
+        raise BadInput(where, OmegaConf.select(cfg, where), said) from None
 
 
 def named(cfg: DictConfig, where: str, error: BadInput) -> BadInput:

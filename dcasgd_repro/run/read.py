@@ -149,7 +149,7 @@ def rows_of(path: Path, text: bool = False) -> pd.DataFrame:
         raise BadInput("run", path, f"no readable metrics.csv there ({error})") from None
     if not {"push", "epoch", "simulated_s", "test_error", "test_loss"} <= set(table.columns):
         raise BadInput("run", path, "its metrics.csv is not one of this program's")
-    return table
+    return table if text or len(table) else table.astype(float)  # no row: stopped before its first
 
 
 def log_of(path: Path, sha256: str | None) -> Schedule | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import os
 import shutil
 import signal
 import sys
@@ -102,6 +103,8 @@ class Job:
             text = (self.path / "train.log").read_text(errors="replace").replace("\r", "\n")
             if lines := [line for line in text.splitlines() if line.strip()]:
                 return lines[-1].strip()
+        if os.path.lexists(self.path) and not (self.path / "train.log").is_file():
+            return f"{self.path} is no directory that can hold its train.log; move it away"
         return "it said nothing"
 
 
@@ -190,11 +193,22 @@ def refusal(job: Job) -> str | None:
         cfg = composed(job.overrides, job.folders)
         words = hydra_words(job.overrides)
         refuse_unread(cfg, words, all_keys(words, job.folders) if added(words) else [])
-        recorded = hasattr(plan_of(cfg).schedule, "path")
+        made = plan_of(cfg)
+        check_rule_is_held(made.rule)
+        recorded = hasattr(made.schedule, "path")
         log_of(cfg, job.pushes if recorded else 1)
     except BadInput as error:
         return f"cell {job.cell.name}: {error}"
     return None
+
+
+def check_rule_is_held(rule: Any) -> None:
+    """Refuses a rule whose state no checkpoint can hold, tried on a small vector: BadInput."""
+    import torch  # which the objects of a plan have loaded
+
+    from dcasgd_repro.run.experiment import check_state
+
+    check_state(rule, torch.zeros(sum(getattr(rule, "blocks", ())) or 4))
 
 
 def first_of_each_cell(jobs: Sequence[Job]) -> list[Job]:
@@ -228,10 +242,15 @@ def run(
         while waiting or running:
             while waiting and len(running) < at_a_time:
                 job = waiting.pop(0)
-                job.path.mkdir(parents=True, exist_ok=True)
-                handle: Handle = Elsewhere(job.path)
-                if handle.ended():
-                    handle = launcher.start(job.command, job.path / "train.log")
+                try:
+                    job.path.mkdir(parents=True, exist_ok=True)
+                    handle: Handle = Elsewhere(job.path)
+                    if handle.ended():
+                        handle = launcher.start(job.command, job.path / "train.log")
+                except (FileExistsError, IsADirectoryError, NotADirectoryError):
+                    failed.append(job)  # something else stands there; the other runs go on
+                    display.ended(job)
+                    continue
                 running[job.path] = job, handle
                 display.begun(job)
             time.sleep(POLL_S)
@@ -259,7 +278,7 @@ class Elsewhere:
         self.lock, self.let_go = path / ".lock", False
 
     def ended(self) -> bool:
-        if self.let_go or not self.lock.exists():
+        if self.let_go or not self.lock.is_file():  # a run says itself that it can lock no other
             return True
         with self.lock.open() as file:
             try:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from dcasgd_repro.errors import BadInput
-from dcasgd_repro.run.identity import FULL
+from dcasgd_repro.run.identity import FULL, plain
 from dcasgd_repro.run.read import FINGERPRINT, KEPT, Run
 from dcasgd_repro.schedule import PUSH, Schedule, delay_table
 from dcasgd_repro.study.figures import save, sheet, timeline, unframed
@@ -143,7 +143,8 @@ def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Runs of one configuration together, under a label that says in what it differs."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        group = groups.setdefault(json.dumps(run.config, sort_keys=True), [])
+        config = {key: plain(value) for key, value in run.config.items()}
+        group = groups.setdefault(json.dumps(config, sort_keys=True), [])
         twins = [twin for twin in group if twin.summary["seed"] == run.summary["seed"]]
         if not twins:
             group.append(run)
@@ -166,8 +167,13 @@ def differing(config: Mapping[str, Any], twins: Sequence[Mapping[str, Any]]) -> 
     return [
         f"{key}={config.get(key)}"
         for key in sorted(keys)
-        if len({str(twin.get(key)) for twin in twins}) > 1
+        if len({str(plain(twin.get(key))) for twin in twins}) > 1
     ]
+
+
+def escaped(text: str) -> str:
+    """A kept run's own words for a Markdown page, with no cell, tag or line of their own."""
+    return " ".join(text.replace("|", r"\|").replace("<", "&lt;").split())
 
 
 def has_errors(runs: Sequence[Run]) -> bool:
@@ -245,7 +251,10 @@ def markdown(table: pd.DataFrame, on: str = "test") -> str:
         others = [
             f"+{row[k]} {k.replace('_', ' ')}" for k in ("diverged", "not_finished") if row[k]
         ]
-        cells = [str(row["rule"]), f"{row['n']}" + (f" ({', '.join(others)})" if others else "")]
+        cells = [
+            escaped(str(row["rule"])),
+            f"{row['n']}" + (f" ({', '.join(others)})" if others else ""),
+        ]
         cells += [percent(row, key) for key in errors]
         cells += [loss(row)] if losses else []
         for key, form in (("delay_mean", ".2f"), ("dc_ratio", ".1e"), ("simulated_s", ".0f")):

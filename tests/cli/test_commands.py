@@ -101,6 +101,14 @@ def test_two_processes_give_the_same_weights(tmp_path: Path) -> None:
     assert len(hashes) == 1
 
 
+@pytest.mark.parametrize("closed", [">&- 2>&-"])
+def test_a_closed_output_stops_no_run(tmp_path: Path, closed: str) -> None:
+    words = "train task=quadratic images=64 batch=4 workers=2 run_dir=A"
+    shell = ["bash", "-c", f"{sys.executable} -m dcasgd_repro {words} {closed}"]
+    assert subprocess.run(shell, cwd=tmp_path, capture_output=True, check=False).returncode == 0
+    assert summary_in(str(tmp_path / "A"))["status"] == "finished"
+
+
 def test_a_sweep_goes_on_after_a_refused_point(call) -> None:
     code, out, err = call("train", *TINY, "-m", "epochs=0.25", "seed=0,1", "rule.lam0=1,nan")
     assert code == 2
@@ -172,7 +180,7 @@ def test_report_tells_configurations_apart(call) -> None:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["trian"], "trian: no such command; choose train, schedule, reproduce, tune,"),
+        (["trian"], "trian: no such command; choose train, schedule, check, reproduce, tune,"),
         (["bench", "nope"], "argument PART: invalid choice: 'nope' (choose from"),
         (["bench", "--nope"], "unrecognized arguments: --nope; `dcasgd-repro bench --help` says"),
         (["data", "fly"], "argument action: invalid choice: 'fly'"),

@@ -1,9 +1,8 @@
 """The paper's rules: golden vectors worked by hand, limits; and what every rule promises."""
 
 import dataclasses
-import io
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from rules_under_test import RULES
 from dcasgd_repro.cli.help import CONF
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.rules import ASGD, SSGD, Arrival, DCASGDa, DCASGDc, Rule
-from dcasgd_repro.run import checkpoint
+from dcasgd_repro.run import battery
 from dcasgd_repro.schedule import Gamma, Generated
 from dcasgd_repro.simulate import Server, simulate
 from dcasgd_repro.tasks import Quadratic
@@ -225,21 +224,10 @@ def test_one_worker_ssgd_is_asgd() -> None:
 
 
 @each_rule
-def test_pure(rule: Rule) -> None:
+@pytest.mark.parametrize("check", [battery.arguments, battery.answers])
+def test_pure(rule: Rule, check: Callable[[Rule], battery.Finding]) -> None:
     """The same arguments give the same result, and none of them is written to."""
-    g, w, bak = vectors(3, 30)
-    state = rule.init(w, 2)
-    for m, delay in ((0, 0), (1, 1), (1, 0), (0, 1), (0, 0), (1, 0)):
-        before = [x.clone() for x in (g, w, bak, *tensors(state))]
-        first = rule.direction(arrive(g, w, bak, worker=m, delay=delay), state)
-        again = rule.direction(arrive(g, w, bak, worker=m, delay=delay), state)
-        sent = rule.sends(w, first.state, m)
-        assert torch.equal(sent, rule.sends(w, again.state, m))
-        now = [g, w, bak, *tensors(state)]
-        assert all(torch.equal(x, y) for x, y in zip(now, before, strict=True))
-        assert (first.step is None) == (again.step is None)
-        assert first.step is None or torch.equal(first.step, again.step)
-        state = first.state
+    assert check(rule).ok, check(rule).found
 
 
 def tensors(state: object) -> Iterator[torch.Tensor]:
@@ -253,23 +241,8 @@ def tensors(state: object) -> Iterator[torch.Tensor]:
 
 @each_rule
 def test_elementwise_if_it_says_so(rule: Rule) -> None:
-    """A flat vector and a stack of its two halves [2, P/2] give the same numbers, or say not."""
-
-    def steps(reshape: object) -> list[torch.Tensor]:
-        state, out = rule.init(reshape(torch.zeros(40).double()), 2), []
-        for k in range(6):
-            g, w, bak = map(reshape, vectors(k, 40))
-            arrival = arrive(g, w, bak, worker=k % 2)
-            # Fresh gradients at first: some rules take no other.
-            step, state, _ = rule.direction(arrival._replace(delay=k // 4), state)
-            out += [] if step is None else [step.reshape(-1)]
-            out.append(rule.sends(w, state, k % 2).reshape(-1))
-        return out
-
-    flat, stacked = steps(lambda x: x), steps(lambda x: x.reshape(2, -1))
-    assert len(flat) > 6
-    same = all(torch.equal(a, b) for a, b in zip(flat, stacked, strict=True))
-    assert same == rule.elementwise
+    """A flat vector, its parts and a stack of them [K, P/K] give the same numbers, or say not."""
+    assert battery.parted(rule) == (0 if rule.elementwise else 3)
 
 
 def played(rule: Rule, log: str, pushes: int, task: object, lr: float = 0.05) -> Server:
@@ -295,11 +268,7 @@ class Flat:
 
 @each_rule
 def test_it_goes_down_on_a_quadratic(rule: Rule) -> None:
-    """At a rate that momentum and delays leave stable: 0.05 (1 - mu), curvature 1, tau about 3."""
-    rate = 0.05 * (1 - getattr(rule, "momentum", 0.0))
-    for log in LOGS:
-        w = played(rule, log, 400, BOWL, rate).w
-        assert (w**2 * torch.tensor([1.0, 0.3, 0.1])).sum() < (1 + 0.3 * 4 + 0.1 * 0.25) / 4
+    assert battery.goes_down(rule).ok, battery.goes_down(rule).found
 
 
 @each_rule
@@ -325,28 +294,7 @@ def test_it_keeps_the_vectors_it_says(rule: Rule) -> None:
 
 @each_rule
 def test_its_state_goes_through_a_checkpoint(rule: Rule) -> None:
-    log = LOGS["spread"].messages(40)
-    noisy = Quadratic(curvature=(1.0, 0.3, 0.1), noise=0.2).on(torch.device("cpu"))
-
-    def server() -> Server:
-        return Server(rule, torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64), WORKERS)
-
-    def run(one: Server, messages: object) -> list[object]:
-        steps = simulate(noisy, one, messages, lambda t: 0.1 / (1 + t // 10))
-        return [x.item() if isinstance(x, torch.Tensor) else x for step in steps for x in step]
-
-    whole = server()
-    expected = run(whole, log)
-    for cut in (1, 14, 39):
-        first, second = server(), server()
-        found = run(first, log[:cut])
-        buffer = io.BytesIO()
-        torch.save(checkpoint.pack(first), buffer)
-        buffer.seek(0)
-        checkpoint.unpack(second, torch.load(buffer, weights_only=True))
-        found += run(second, log[cut:])
-        assert found == expected
-        assert torch.equal(second.w, whole.w)
+    assert battery.resumed(rule, (1, 9, 19)) == (True, "0 of 3 resumed runs differ")
 
 
 @pytest.mark.parametrize(

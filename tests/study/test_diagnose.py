@@ -165,3 +165,14 @@ def test_the_command_draws_a_figure_a_run(
     assert "The rule corrected nothing." in said
     with pytest.raises(BadInput, match=r"no readable summary\.json there"):
         cli.diagnose(["a"])
+
+
+def test_a_run_that_stopped_before_its_first_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = "task=quadratic images=64 batch=4 workers=2 stop_epoch=0.1 log_every=50 eval_every=1"
+    path = str(tmp_path / "A")
+    assert cli.dispatch("train", [*words.split(), f"run_dir={path}"]) == 0
+    assert cli.diagnose([path, "--out", str(tmp_path / "out")]) == 0
+    assert "stopped after 2 pushes. The delay was" in capsys.readouterr().out
+    assert (tmp_path / "out" / "A.png").stat().st_size > 10_000

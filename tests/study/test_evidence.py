@@ -16,11 +16,13 @@ from scipy import stats
 
 from dcasgd_repro.cli import commands as cli
 from dcasgd_repro.errors import BadInput
+from dcasgd_repro.run.read import Run
 from dcasgd_repro.study import figures
 from dcasgd_repro.study import pages as results
 from dcasgd_repro.study.evidence import Evidence
-from dcasgd_repro.study.grid import names, study
+from dcasgd_repro.study.grid import study
 from dcasgd_repro.study.looks import PAPERS, looks
+from dcasgd_repro.study.runs import grouped
 from dcasgd_repro.study.verdicts import Difference, above, difference, equal, holm
 
 ROOT = Path(__file__).parents[2]
@@ -581,8 +583,9 @@ def test_report_refuses_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         cli.report(["table1"])
     with pytest.raises(BadInput, match=r"^study=nope: no such study"):
         cli.report(["nope"])
-    assert cli.report([]) == 0  # nothing there: an overview of studies without runs
-    assert Path("results/README.md").read_text().count("no runs yet") == len(names())
+    with pytest.raises(BadInput, match=r"^results=.*: no kept runs there; give run directories"):
+        cli.report([])
+    assert not Path("results").exists()
 
 
 def test_a_claim_without_a_test_is_in_no_family(mine: Path) -> None:
@@ -800,3 +803,31 @@ def test_a_change_counts_from_as_many_seeds_as_the_study_asks_for(mine: Path) ->
     ]
     assert claims_of(mine, claims, "laptop").found[1].moved
     assert not claims_of(mine, claims, "laptop", least_n=4).found[1].moved
+
+
+def test_what_a_kept_run_says_of_itself_makes_no_cell_tag_or_line_of_a_page(mine: Path) -> None:
+    runs = Path("results/mine/laptop/runs")
+    odd = "a | b <script>\n# head"
+    for path in runs.iterdir():
+        origin = json.loads((path / "provenance.json").read_text())
+        origin |= {"device_name": odd, "threads": odd, "git_commit": "|<b>"}
+        (path / "provenance.json").write_text(json.dumps(origin))
+        summary = json.loads((path / "summary.json").read_text())
+        summary |= {"rule": f"mine {odd}", "rule_label": odd}
+        (path / "summary.json").write_text(json.dumps(summary))
+    results.write(study(str(mine)), "laptop", Path("results"))
+    results.overview(Path("results"))
+    cli.report([str(runs), "--out", "out"])
+    for page in ("results/mine/laptop/README.md", "results/README.md", "out/table.md"):
+        text = Path(page).read_text()
+        assert r"a \| b &lt;script> # head" in text
+        assert "<script" not in text
+        assert "\n# head" not in text
+
+
+def test_a_number_written_3_and_3_0_is_one_configuration(tmp_path: Path) -> None:
+    make_run(tmp_path / "a-seed0", [0.3] * 5, lam=3)
+    make_run(tmp_path / "a-seed1", [0.4] * 5, lam=3.0)
+    [(label, group)] = grouped([Run.read(path) for path in sorted(tmp_path.iterdir())]).items()
+    assert len(group) == 2
+    assert label == "ASGD, M = 8"

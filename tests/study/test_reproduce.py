@@ -91,6 +91,22 @@ def test_what_ended_is_left_alone_and_the_rest_is_run(jobs: list[reproduce.Job])
     assert failed[0].last_line() == "the last line of workers=4"
 
 
+def test_something_else_in_the_place_of_a_run_fails_that_run_alone(
+    jobs: list[reproduce.Job], capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs[0].path.parent.mkdir(parents=True)
+    jobs[0].path.symlink_to(jobs[0].path.name)
+    (jobs[1].path / "train.log").mkdir(parents=True)
+    (jobs[3].path / ".lock").mkdir(parents=True)
+    launcher = Instantly({**OUTCOMES, "workers=3": "finished", "workers=4": "finished"})
+    failed = reproduce.run(jobs, 2, launcher, display.display(jobs, "mine"))
+    assert failed == jobs[:2]
+    assert [job.status for job in jobs[2:]] == ["finished", "finished"]
+    said = capsys.readouterr().err
+    for job in failed:
+        assert f"failed    {job.name}: {job.path} is no directory that can hold its tr" in said
+
+
 def test_a_run_that_another_process_is_at_is_waited_for(jobs: list[reproduce.Job]) -> None:
     path = jobs[0].path
     path.mkdir(parents=True)
@@ -508,3 +524,19 @@ def test_a_launcher_that_is_not_installed_says_how_to_get_it(
         launchers.launcher("slurm", {})
     with pytest.raises(BadInput, match=r"^launcher=ray: needs Ray: pip install"):
         launchers.launcher("ray", {})
+
+
+def test_a_dry_run_refuses_a_rule_whose_state_no_checkpoint_can_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    source = "from dcasgd_repro.rules import ASGD\nclass Mine(ASGD):\n"
+    source += "    def init(self, w, workers):\n        return {1}\n"
+    source += "    def direction(self, arrival, state):\n"
+    source += "        return super().direction(arrival, None)._replace(state=state)\n"
+    (tmp_path / "own_unheld.py").write_text(source)
+    cells = {"mine": f"{QUADRATIC} rule=own_unheld:Mine"}
+    (job,) = reproduce.jobs_of(study(grid(tmp_path / "mine", cells)), "smoke", 1)
+    line = "cell mine: rule=a state with a builtins.set: no checkpoint can hold it; make it of"
+    assert str(reproduce.refusal(job)).startswith(line)
