@@ -672,7 +672,7 @@ def main(kills: int = 60, only: str = "") -> int:
             lambda: read_only(place, whole),
             lambda: bad_cells(place, whole),
             lambda: replaced(place / "replaced", whole),
-            lambda: damaged(max(1, 240 // kills), place, whole),
+            lambda: damaged(max(1, 720 // kills), place, whole),
             lambda: at_instants(place, whole),
             lambda: terminals(place, whole),
             lambda: other_means(place, whole),

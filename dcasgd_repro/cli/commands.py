@@ -260,7 +260,12 @@ def verify(arguments: list[str]) -> int:
         if given.fingerprint:
             print(verifying.mark(path), flush=True)
             continue
-        line, equal = verifying.verify(path)
+        try:
+            line, equal = verifying.verify(path)
+        except BadInput as error:
+            if str(path) in str(error):
+                raise
+            raise BadInput("run", path, f"cannot be made again: {error}") from None
         print(line, flush=True)
         code = code or int(not equal)
     return code

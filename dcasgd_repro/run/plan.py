@@ -35,6 +35,10 @@ PROBES = {"probe_every": "probe.every", "batch_error_every": "probe.batch_error_
 LEAVES = ("rule", "schedule", "task", "lr", "engine")  # what conf/ builds an object from
 LOCAL = ("local_steps", "local_lr")  # keys of any task, see local.py
 PARTS = (*LEAVES, "model", "data", "seeds", "checkpoint")
+# The other keys of every config, the oldest kept ones too.
+SINGLE: tuple[str, ...] = ("exp", "scale", "workers", "seed", "backup", "augment", "images")
+SINGLE += ("batch", "epochs", "fused", "device", "deterministic", "threads", "log_every")
+SINGLE += ("eval_every", "resume", "run_dir")
 
 
 @dataclass(frozen=True)
@@ -472,6 +476,11 @@ def check_complete(cfg: DictConfig) -> None:
             raise BadInput(part, cfg.get(part), "this is a group of keys; set one inside it")
         if part in LEAVES and "_target_" not in cfg[part]:
             raise BadInput(part, cfg[part], f"no {part} is chosen; leave out what empties it")
+    for key in SINGLE:
+        if key not in cfg:
+            raise BadInput(key, None, "the config lacks this key")
+        if OmegaConf.is_config(cfg[key]):
+            raise BadInput(key, cfg[key], "give one value")
     raw = flat(plain_config(cfg, resolve=False), without=())
     for key, value in raw.items():
         if value == "???" and cfg.scale is None:

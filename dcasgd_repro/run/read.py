@@ -23,12 +23,56 @@ from dcasgd_repro.run.identity import SEEDS, images_a_push, numbers, precision
 from dcasgd_repro.schedule import Schedule
 from dcasgd_repro.schedule.log import first
 
+Types = Mapping[str, tuple[type, ...]]
 FINISHED, DIVERGED, INTERRUPTED, FAILED = "finished", "diverged", "interrupted", "failed"
 STOPPED = "stopped"  # at stop_epoch, to go on later
 ENDED = (FINISHED, DIVERGED)  # has no push more to make
 KEPT = ("config.yaml", "provenance.json", "metrics.csv", "summary.json")
 FINGERPRINT = "fingerprint.json"  # kept too, where a run has one
+# Types of what a kept run says: in its summary, there too where it says it, and in its provenance.
+NUMBER, NONE = (int, float), type(None)
+SUMMARY: Types = {
+    "status": (str,),
+    "rule": (str,),
+    "workers": (int,),
+    "seed": (int,),
+    "pushes": (int,),
+    "wall_s": (*NUMBER, NONE),
+    "task": (str, NONE),
+    "exp": (str, NONE),
+    "scale": (str, NONE),
+    "weights_sha256": (str, NONE),
+}
+MAY: Types = {
+    "delay_mean": (*NUMBER, NONE),
+    "diverged_at_push": (int,),
+    "test_loss_final": (*NUMBER, NONE),
+    "evaluated_on": (str,),
+    "rule_label": (str,),
+    "in_rounds": (bool, NONE),
+    "updates": (int,),
+}
+ORIGIN: Types = {
+    "versions": (dict,),
+    "git_commit": (str, NONE),
+    "git_dirty": (bool, NONE),
+    "device": (str,),
+    "device_name": (str, NONE),
+    "threads": (int, NONE),
+}
+ROWS = {"push", "epoch", "simulated_s", "train_error", "test_error", "test_loss"}
 VERIFIED = 200  # pushes whose rows are kept whole, so that a committed run can be verified
+
+
+def mistyped(content: Any, must: Types, may: Types | None = None) -> str:
+    """The first key that a kept file lacks or has of another type; "" if none."""
+    if not isinstance(content, dict):
+        return "content"
+    wanted = {**must, **{key: types for key, types in (may or {}).items() if key in content}}
+    for key, types in wanted.items():
+        if key not in content or not isinstance(content[key], types):
+            return key
+    return ""
 
 
 def summary_of(path: Path) -> dict[str, Any]:
@@ -77,8 +121,11 @@ def config_of(path: Path, key: str = "run") -> dict[str, Any]:
         content = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"), resolve=True)
         if not isinstance(content, dict):
             raise ValueError("it is no config")
+        for part in ("rule", "schedule", "task", "lr", "engine"):
+            if not isinstance(content.get(part, {}), dict):
+                raise ValueError(f"its {part} is no group of keys")
         return {str(name): value for name, value in content.items()}
-    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+    except (OSError, ValueError, RecursionError, YAMLError, OmegaConfBaseException) as error:
         message = " ".join(str(error).split())
         raise BadInput(key, path, f"no readable config.yaml there ({message})") from None
 
@@ -87,8 +134,11 @@ def provenance_of(path: Path) -> dict[str, Any]:
     """Where the run was made, and where it went on. Raises BadInput."""
     try:
         content = json.loads((path / "provenance.json").read_text())
+        for origin in (content, *content.get("resumed", [])):
+            if odd := mistyped(origin, ORIGIN if "versions" in origin else {}):
+                raise ValueError(f"its {odd} is absent or odd")
         content["versions"]["torch"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BadInput("run", path, f"no readable provenance.json there ({error})") from None
     return dict(content)
 
@@ -132,7 +182,7 @@ def fingerprint_of(path: Path) -> dict[str, Any] | None:
             _ = content["schedule_sha256"], content["batches_sha256"], len(content["steps"][0])
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise BadInput("run", path, f"no readable {FINGERPRINT} there ({error})") from None
     return dict(content)
 
@@ -144,12 +194,18 @@ def _no_number(name: str) -> None:
 def rows_of(path: Path, text: bool = False) -> pd.DataFrame:
     """Its metrics.csv, every cell as it is written with ``text``. Raises BadInput."""
     try:
-        table = pd.read_csv(path / "metrics.csv", dtype=str if text else None)
+        table = pd.read_csv(path / "metrics.csv")
+        as_written = pd.read_csv(path / "metrics.csv", dtype=str) if text else table
     except (OSError, ValueError) as error:
         raise BadInput("run", path, f"no readable metrics.csv there ({error})") from None
-    if not {"push", "epoch", "simulated_s", "test_error", "test_loss"} <= set(table.columns):
+    if not set(table.columns) >= ROWS:
         raise BadInput("run", path, "its metrics.csv is not one of this program's")
-    return table if text or len(table) else table.astype(float)  # no row: stopped before its first
+    if table.empty:  # stopped before its first row
+        return as_written.astype(str if text else float)
+    for key in table:
+        if not pd.api.types.is_numeric_dtype(table[key]):
+            raise BadInput("run", path, f"its metrics.csv has words where {key} has numbers")
+    return as_written
 
 
 def log_of(path: Path, sha256: str | None) -> Schedule | None:
@@ -194,10 +250,16 @@ class Run:
         """Raises BadInput where there is no summary of ours."""
         try:
             summary = json.loads((path / "summary.json").read_text())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise BadInput("run", path, f"no readable summary.json there ({error})") from None
-        if not isinstance(summary, dict) or "weights_sha256" not in summary:
-            raise BadInput("run", path, "its summary.json is not one of this program's")
+        odd = mistyped(summary, SUMMARY, MAY)
+        if not odd and summary["status"] == FINISHED:
+            odd = mistyped(summary, {"epochs": NUMBER, "simulated_s": NUMBER})
+        if not odd and summary.get("evaluated_on", "test") not in ("test", "validation"):
+            odd = "evaluated_on"
+        if odd:
+            remedy = f"its summary.json is not one of this program's: {odd} is absent or odd"
+            raise BadInput("run", path, remedy)
         return cls(path, summary)
 
     @property
@@ -249,7 +311,11 @@ class Run:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The config, flat, less what may differ between runs of one configuration."""
-        content = numbers(config_of(self.path))
+        said = config_of(self.path)
+        sizes = [said.get("images"), said.get("batch")]
+        if not all(isinstance(n, int) and n > 0 for n in sizes) or "rule" not in said:
+            raise BadInput("run", self.path, "its config.yaml is not one of this program's")
+        content = numbers(said)
         return {k: v for k, v in content.items() if not set(SEEDS) & set(k.split("."))}
 
     @cached_property
@@ -300,7 +366,7 @@ class Run:
         if self.until is not None:
             delays = self.metrics.get("delay_mean")
             return math.nan if delays is None else float(delays.mean())
-        value = self.summary["delay_mean"]
+        value = self.summary.get("delay_mean")
         return math.nan if value is None else float(value)
 
     @property

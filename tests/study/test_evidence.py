@@ -47,7 +47,7 @@ def make_run(folder: Path, errors: list[float], **given: object) -> None:
     config["rule"] = {"_target_": rule, "lam": given.get("lam", 0)}
     (folder / "config.yaml").write_text(yaml.dump(config | dict(given.get("config", {}))))
     origin = {"git_commit": "abcdef0123", "git_dirty": False, "versions": {"torch": "2.15.0"}}
-    origin |= {"device_name": "a CPU", "threads": 1}
+    origin |= {"device": "cpu", "device_name": "a CPU", "threads": 1}
     (folder / "provenance.json").write_text(json.dumps(origin))
     rows = {
         "push": range(10_000, 60_000, 10_000),
@@ -810,7 +810,7 @@ def test_what_a_kept_run_says_of_itself_makes_no_cell_tag_or_line_of_a_page(mine
     odd = "a | b <script>\n# head"
     for path in runs.iterdir():
         origin = json.loads((path / "provenance.json").read_text())
-        origin |= {"device_name": odd, "threads": odd, "git_commit": "|<b>"}
+        origin |= {"device_name": odd, "git_commit": "|<b>"}
         (path / "provenance.json").write_text(json.dumps(origin))
         summary = json.loads((path / "summary.json").read_text())
         summary |= {"rule": f"mine {odd}", "rule_label": odd}
@@ -831,3 +831,29 @@ def test_a_number_written_3_and_3_0_is_one_configuration(tmp_path: Path) -> None
     [(label, group)] = grouped([Run.read(path) for path in sorted(tmp_path.iterdir())]).items()
     assert len(group) == 2
     assert label == "ASGD, M = 8"
+
+
+DAMAGE: dict[str, dict[str, object]] = {
+    "summary.json": {"seed": "<b>", "epochs": None, "evaluated_on": "x", "wall_s": [1]},
+    "provenance.json": {"threads": "<b>", "versions": [], "device_name": [1]},
+    "config.yaml": {"engine": "<b>", "images": None, "rule": [1]},
+    "metrics.csv": {},
+}
+
+
+@pytest.mark.parametrize("file", DAMAGE)
+def test_a_damaged_kept_run_is_refused_by_its_name(
+    mine: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    monkeypatch.setattr(figures, "save", lambda *drawn: None)
+    path = Path("results/mine/laptop/runs/dc-8-seed1") / file
+    good = path.read_text()
+    bad = ["", "[" * 100_000, "[1]"]
+    if file == "metrics.csv":
+        bad += [good.replace("1", "x"), good.replace("train_error", "error")]
+    for key, value in DAMAGE[file].items():
+        bad.append(json.dumps({**yaml.safe_load(good), key: value}))
+    for text in bad:
+        path.write_text(text)
+        with pytest.raises(BadInput, match=r"dc-8-seed1: "):
+            results.write(study(str(mine)), "laptop", Path("results"))
