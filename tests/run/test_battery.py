@@ -164,7 +164,7 @@ def test_what_a_rule_keeps_in_itself_is_told() -> None:
         assert not line.ok
 
 
-@pytest.mark.parametrize("rule", [Mine(), DCASGDn(blocks=(2, 6))], ids=str)
+@pytest.mark.parametrize("rule", [Mine(), DCASGDn(blocks=(2, 6))], ids=["mine", "blocks"])
 def test_a_rule_that_keeps_its_promises_passes_every_check(rule: Rule) -> None:
     lines = list(battery(rule))
     assert [line.name for line in lines] == list(CHECKS)
