@@ -476,17 +476,17 @@ def check_complete(cfg: DictConfig) -> None:
             raise BadInput(part, cfg.get(part), "this is a group of keys; set one inside it")
         if part in LEAVES and "_target_" not in cfg[part]:
             raise BadInput(part, cfg[part], f"no {part} is chosen; leave out what empties it")
-    for key in SINGLE:
-        if key not in cfg:
-            raise BadInput(key, None, "the config lacks this key")
-        if OmegaConf.is_config(cfg[key]):
-            raise BadInput(key, cfg[key], "give one value")
     raw = flat(plain_config(cfg, resolve=False), without=())
     for key, value in raw.items():
         if value == "???" and cfg.scale is None:
             raise BadInput("scale", None, f"leaves {key} without a value; choose a scale")
         if value == "???":
             raise BadInput(key, value, "this key needs a value")
+    for key in SINGLE:
+        if key not in cfg:
+            raise BadInput(key, None, "the config lacks this key")
+        if OmegaConf.is_config(cfg[key]):
+            raise BadInput(key, cfg[key], "give one value")
     try:
         OmegaConf.to_container(cfg, resolve=True)
     except (OmegaConfBaseException, RecursionError) as error:

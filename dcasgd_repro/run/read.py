@@ -29,7 +29,7 @@ STOPPED = "stopped"  # at stop_epoch, to go on later
 ENDED = (FINISHED, DIVERGED)  # has no push more to make
 KEPT = ("config.yaml", "provenance.json", "metrics.csv", "summary.json")
 FINGERPRINT = "fingerprint.json"  # kept too, where a run has one
-# Types of what a kept run says: in its summary, there too where it says it, and in its provenance.
+# Types of what a kept run says: in its summary, of keys that a summary may lack, in its origins.
 NUMBER, NONE = (int, float), type(None)
 SUMMARY: Types = {
     "status": (str,),

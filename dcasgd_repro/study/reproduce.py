@@ -103,7 +103,8 @@ class Job:
             text = (self.path / "train.log").read_text(errors="replace").replace("\r", "\n")
             if lines := [line for line in text.splitlines() if line.strip()]:
                 return lines[-1].strip()
-        if os.path.lexists(self.path) and not (self.path / "train.log").is_file():
+        odd = os.path.lexists(self.path) and not self.path.is_dir()
+        if odd or (self.path / "train.log").is_dir():
             return f"{self.path} is no directory that can hold its train.log; move it away"
         return "it said nothing"
 

@@ -101,10 +101,9 @@ def test_two_processes_give_the_same_weights(tmp_path: Path) -> None:
     assert len(hashes) == 1
 
 
-@pytest.mark.parametrize("closed", [">&- 2>&-"])
-def test_a_closed_output_stops_no_run(tmp_path: Path, closed: str) -> None:
+def test_a_closed_output_stops_no_run(tmp_path: Path) -> None:
     words = "train task=quadratic images=64 batch=4 workers=2 run_dir=A"
-    shell = ["bash", "-c", f"{sys.executable} -m dcasgd_repro {words} {closed}"]
+    shell = ["bash", "-c", f"{sys.executable} -m dcasgd_repro {words} >&- 2>&-"]
     assert subprocess.run(shell, cwd=tmp_path, capture_output=True, check=False).returncode == 0
     assert summary_in(str(tmp_path / "A"))["status"] == "finished"
 

@@ -213,7 +213,7 @@ class Fabricated:
         cfg.lr.base, cfg.seed, cfg.validation = rate, seed, 32
         (path / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
         origin = {"git_commit": "abcdef0123", "git_dirty": False, "versions": {"torch": "2"}}
-        origin |= {"device_name": "a CPU", "threads": 1}
+        origin |= {"device": "cpu", "device_name": "a CPU", "threads": 1}
         (path / "provenance.json").write_text(json.dumps(origin))
         error = 0.1 + 0.05 * abs(np.log2(rate / BEST[workers])) + 0.01 * (seed % 2)
         rows = "push,epoch,simulated_s,test_error,test_loss,train_error\n"
