@@ -482,11 +482,6 @@ def check_complete(cfg: DictConfig) -> None:
             raise BadInput("scale", None, f"leaves {key} without a value; choose a scale")
         if value == "???":
             raise BadInput(key, value, "this key needs a value")
-    for key in SINGLE:
-        if key not in cfg:
-            raise BadInput(key, None, "the config lacks this key")
-        if OmegaConf.is_config(cfg[key]):
-            raise BadInput(key, cfg[key], "give one value")
     try:
         OmegaConf.to_container(cfg, resolve=True)
     except (OmegaConfBaseException, RecursionError) as error:
@@ -494,6 +489,11 @@ def check_complete(cfg: DictConfig) -> None:
         key = loops[0] if loops else str(getattr(error, "full_key", "config"))
         remedy = "this interpolation leads nowhere; give a value"
         raise BadInput(key, raw.get(key), remedy) from None
+    for key in SINGLE:
+        if key not in cfg:
+            raise BadInput(key, None, "the config lacks this key")
+        if OmegaConf.is_config(cfg[key]):
+            raise BadInput(key, cfg[key], "give one value")
 
 
 def plain_list(value: Any) -> Any:
