@@ -319,6 +319,16 @@ def _stopping(running: dict[Path, tuple[Job, Handle]]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def keeping() -> Iterator[None]:
+    """Holds off whoever else would write kept runs or pages from here; ends with its process."""
+    lock = CELLS.parent / ".keeping"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def keep(jobs: Sequence[Job], folder: Path, failed: Sequence[Job] = ()) -> None:
     """Copies the runs that ended or failed to ``folder/<cell>-seed<k>``: small text files.
 

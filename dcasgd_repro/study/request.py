@@ -99,16 +99,22 @@ class Request:
             return self.show_plan(jobs)
         self.show(self.head)
         kept = results / chosen.runs_of / scale / "runs"
+
         # As they end, since a study may take days and its process be killed.
-        failed = self.run(jobs, lambda job: runner.keep(alike(jobs, job), kept))
+        def ended(job: Job) -> None:
+            with runner.keeping():
+                runner.keep(alike(jobs, job), kept)
+
+        failed = self.run(jobs, ended)
         if failed is None:
             return 130
-        runner.keep(jobs, kept, failed)
-        self.show(pages.write(chosen, scale, results))
-        for other in map(study, names()):  # which look at the same runs
-            if other.runs_of == chosen.runs_of and other.name != chosen.name:
-                pages.write(other, scale, results)
-        pages.overview(results)
+        with runner.keeping():
+            runner.keep(jobs, kept, failed)
+            self.show(pages.write(chosen, scale, results))
+            for other in map(study, names()):  # which look at the same runs
+                if other.runs_of == chosen.runs_of and other.name != chosen.name:
+                    pages.write(other, scale, results)
+            pages.overview(results)
         return int(bool(failed))
 
     def tune(self, results: Path) -> int:
@@ -135,9 +141,10 @@ class Request:
             jobs = first
         else:
             self.show(f"{tune.write(chosen, scale, grid, jobs)}\n")
-        runner.keep(jobs, results / chosen.name / scale / "runs", failed or ())
-        self.show(pages.write(chosen, scale, results))
-        pages.overview(results)
+        with runner.keeping():
+            runner.keep(jobs, results / chosen.name / scale / "runs", failed or ())
+            self.show(pages.write(chosen, scale, results))
+            pages.overview(results)
         return int(bool(failed))
 
     @property

@@ -1,5 +1,6 @@
 """Running a study: what is skipped, gone on with, kept, lost and told."""
 
+import fcntl
 import io
 import json
 import re
@@ -7,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import yaml
 
 from dcasgd_repro.cli import commands as cli
 from dcasgd_repro.errors import BadInput
-from dcasgd_repro.study import display, launchers, reproduce
+from dcasgd_repro.study import display, launchers, pages, reproduce, request
 from dcasgd_repro.study.grid import study
 
 QUADRATIC = "task=quadratic rule=asgd schedule=gamma lr.base=0.1"
@@ -540,3 +541,28 @@ def test_a_dry_run_refuses_a_rule_whose_state_no_checkpoint_can_hold(
     (job,) = reproduce.jobs_of(study(grid(tmp_path / "mine", cells)), "smoke", 1)
     line = "cell mine: rule=a state with a builtins.set: no checkpoint can hold it; make it of"
     assert str(reproduce.refusal(job)).startswith(line)
+
+
+def test_two_reproduce_of_one_study_keep_runs_and_write_pages_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done: list[str] = []
+
+    def alone(name: str) -> str:
+        with (tmp_path / "outputs/.keeping").open() as file, pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        done.append(name)
+        return name
+
+    def run(asked: object, jobs: list[reproduce.Job], ended: Callable[..., None]) -> list[object]:
+        ended(jobs[0])
+        return []
+
+    monkeypatch.setattr(reproduce, "keep", lambda *given: alone("keep"))
+    monkeypatch.setattr(pages, "write", lambda *given: alone("write"))
+    monkeypatch.setattr(pages, "overview", lambda *given: alone("overview"))
+    monkeypatch.setattr(request.Request, "run", run)
+    name = grid(tmp_path / "mine", {"a": f"{QUADRATIC} workers=2"})
+    assert cli.reproduce([name, "scale=smoke", "seeds=1"]) == 0
+    assert done == ["keep", "keep", "write", "overview"]
