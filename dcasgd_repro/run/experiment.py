@@ -431,7 +431,11 @@ def notes(plan: Plan, log: Schedule) -> Iterator[str]:
         name = plan.rule.name
         yield f"no barrier: {name} averages gradients as they come (schedule.barrier=true)"
     if log.stopped and not plan.live:
-        yield f"the rule stops a worker {log.stopped:,} times; what it was computing is lost"
+        causes = ["the rule stops a worker"] if hasattr(plan.schedule, "rule") else []
+        times = getattr(plan.schedule, "times", plan.schedule)
+        causes += ["a worker fails"] if getattr(times, "failures", None) else []
+        what = " or ".join(causes or ["a worker begins anew"])  # that of a file
+        yield f"{what} {log.stopped:,} times; what it was computing is lost"
     if plan.backup != "pull" and not pulls_later(log):
         first = " but for each worker's first push" if plan.backup == "push_from_zero" else ""
         same = f"so backup={plan.backup} is backup=pull{first}"

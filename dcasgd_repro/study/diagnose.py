@@ -196,7 +196,10 @@ def _work(log: Schedule) -> list[str]:
     waited = f"waited {idle:.0%} of the time" if idle else "never waited"
     if not log.stopped:
         return [f"{text} and {waited}."]
-    stops = f"They were stopped {log.stopped:,} times, and lost {lost:.0%} of their time by it."
+    stops = (
+        f"They were stopped, or failed, {log.stopped:,} times, and lost {lost:.0%} of their time "
+    )
+    stops += "by it."
     return [f"{text} and {waited}.", stops]
 
 
