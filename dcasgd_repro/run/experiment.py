@@ -406,6 +406,8 @@ def describe(plan: Plan, parameters: int, device: torch.device, path: Path) -> s
     network = "" if model is None else f"{model}, "
     steps = length.local_steps
     local = "" if steps == 1 else f", {steps} local steps a push at lr {plan.task.local_lr:g}"
+    division = getattr(plan.task, "division", None)
+    local += "" if division is None else f", split by {division}"
     lines = {
         "name": plan.called,
         "rule": plan.rule,

@@ -32,6 +32,7 @@ YOUNGER: tuple[str, ...] = (
     "rule.curvature",
 )
 YOUNGER += ("task.local_steps", "task.local_lr")
+YOUNGER += ("task.split", "task.alpha", "task.classes_per_worker")
 
 
 def flat(config: Mapping[str, Any], without: Sequence[str] = LEFT_OUT) -> dict[str, Any]:
