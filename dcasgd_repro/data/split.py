@@ -18,17 +18,18 @@ Parts = list[np.ndarray]  # of each worker, the numbers of its images, int64, ri
 class Dirichlet:
     """Each worker's classes are mixed by shares ``q_m ~ Dirichlet(alpha p)`` of its own.
 
-    p are the shares of the classes in the training set, so that ``E q = p`` and ``Var q_c = p_c (1
-    - p_c) / (alpha + 1)``: alpha is the whole concentration. (Codes that write Dirichlet(a, ..., a)
-    for C classes mean alpha = C a.) A small alpha leaves a worker about one class, a large one
-    makes the parts alike.
+    p are the shares of the classes in the training set, so that q_m has the mean p and variances of
+    ``p_c (1 - p_c) / (alpha + 1)``: alpha is the whole concentration. Codes that write
+    Dirichlet(a, ..., a) for C classes mean alpha = C a. A small alpha leaves a worker as few
+    classes as fill its part; a large one makes the parts alike.
 
     The parts are equally large, but for one image. Worker 0 draws its images by q_0, one after
     another and without replacement, then worker 1 by q_1, and so on. A class of which none is left
     drops out of q_m; where that leaves nothing, the worker takes what there is. So the last workers
-    get what the others left, and their shares are nearer to p than q_m.
+    get what the others left.
 
-    Source: Hsu, Qi, Brown, 2019 (arXiv 1909.06335), section 3; the order of drawing is ours.
+    Source: Hsu, Qi, Brown, 2019 (arXiv 1909.06335), read at second hand; the order of drawing, and
+    what happens to an exhausted class, are our choice.
     """
 
     alpha: float
@@ -55,14 +56,14 @@ class Dirichlet:
 class Classes:
     """Each worker has images of exactly n = ``classes_per_worker`` classes.
 
-    The classes are put in an order that is drawn; worker m has the n that begin at the m n-th, as
-    on a ring. So the numbers of workers that share a class differ by one at most. A class's images
-    are dealt evenly to those workers. The parts are equally large only where n times the number of
-    workers is a multiple of the number of classes; an image of a smaller part is seen more often.
+    Each in turn is given the n that the fewest have, ties being drawn. So the numbers of workers
+    that share a class differ by one at most. A class's images are dealt evenly to those workers.
+    The parts are equally large only where n times the number of workers is a multiple of the number
+    of classes; an image of a smaller part is seen more often.
 
     Raises BadInput where there are fewer classes than n, or where nobody would have some class.
-    Source: in the spirit of the shards of McMahan et al., 2017 (arXiv 1602.05629), which can hold
-    two classes; the ring is ours.
+    Source: in the spirit of McMahan et al., 2017 (arXiv 1602.05629), whose shards of sorted images
+    can hold two classes; the turns are our choice.
     """
 
     classes_per_worker: int
@@ -80,11 +81,11 @@ class Classes:
             remedy = f"{workers} workers would leave {classes - workers * n} of {classes} classes "
             remedy += f"to nobody; give at least {-(-classes // workers)}"
             raise BadInput(key, n, remedy)
-        ring = rng.permutation(classes)
         owners: list[list[int]] = [[] for _ in stacks]
         for m in range(workers):
-            for j in range(n):
-                owners[ring[(m * n + j) % classes]].append(m)
+            drawn = rng.permutation(classes).tolist()
+            for those in sorted((owners[c] for c in drawn), key=len)[:n]:
+                those.append(m)
         dealt: list[list[np.ndarray]] = [[] for _ in range(workers)]
         for stack, those in zip(stacks, owners, strict=True):
             if len(stack) < len(those):

@@ -213,10 +213,7 @@ def _work(log: Schedule) -> list[str]:
     waited = f"waited {idle:.0%} of the time" if idle else "never waited"
     if not log.stopped:
         return [f"{text} and {waited}."]
-    stops = (
-        f"They were stopped, or failed, {log.stopped:,} times, and lost {lost:.0%} of their time "
-    )
-    stops += "by it."
+    stops = f"They were stopped, or failed, {log.stopped:,} times, and so lost {lost:.0%} of it."
     return [f"{text} and {waited}.", stops]
 
 
