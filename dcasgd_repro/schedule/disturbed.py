@@ -165,6 +165,7 @@ class Disturbed(Generated):
             remedy = f"a computation takes {computes_s:g} s, and few would end; give at least that"
             raise BadInput("failures.up_s", self.failures.up_s, remedy)
         cycle_s = computes_s + self._travel().mean_s
+        cycle_s += self.failures.down_s if self.failures else 0.0
         cycle_s += self.workers * (self.queue.mean_s if self.queue else 0.0)
         for key, part, within_s in (
             ("pauses.apart_s", self.pauses, runs_s),

@@ -16,6 +16,9 @@ from dcasgd_repro.data.split import Classes, Dirichlet
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.models import ResNet
 from dcasgd_repro.run import read
+from dcasgd_repro.run.compose import composed
+from dcasgd_repro.run.identity import config_hash, identity
+from dcasgd_repro.run.plan import plain_config
 from dcasgd_repro.tasks import Classification
 
 SPLITS = [Dirichlet(0.5), Dirichlet(100.0), Dirichlet(1e-9), Classes(2), Classes(3), Classes(10)]
@@ -167,6 +170,16 @@ def test_folders_of_images_are_divided_too(tmp_path: Path) -> None:
     data.divide(Classes(1))
     labels = [{int(x) for k in range(5) for x in data.batch(m, k).labels} for m in (0, 1)]
     assert sorted(map(sorted, labels)) == [[0], [1]]
+
+
+def test_without_a_split_a_run_is_the_one_it_was() -> None:
+    config = plain_config(composed(["task=synthetic", "scale=smoke"]))
+    keys = ("split", "alpha", "classes_per_worker")
+    older = {**config, "task": {k: v for k, v in config["task"].items() if k not in keys}}
+    assert set(keys) <= set(config["task"])
+    assert (config_hash(older), identity(older)) == (config_hash(config), identity(config))
+    divided = plain_config(composed(["task=synthetic", "scale=smoke", "task.split=classes"]))
+    assert config_hash(divided) != config_hash(config)
 
 
 # --- runs ----------------------------------------------------------------------------------------

@@ -472,6 +472,15 @@ def test_bad_input_is_one_line(
     assert "\n" not in said
 
 
+def test_episodes_without_end_are_refused() -> None:
+    with pytest.raises(BadInput, match=r"slow_downs.apart_s=10.0: that is over 1,000 in 1e\+06 s"):
+        Disturbed(2, 0, Constant(1.0), slow_downs=SlowDowns(2.0, 10.0, 10.0),
+                  failures=Failures(1e6, 1e6))  # fmt: skip
+    with pytest.raises(BadInput, match=r"failures.up_s=9.0: a computation takes 12 s, and few"):
+        Disturbed(2, 0, Constant(1.0), speeds=[1, 0.5], failures=Failures(9.0, 1.0),
+                  pauses=Pauses(1.0, 2.0), drift=Drift(2.0, 5.0))  # fmt: skip
+
+
 def test_two_choices_are_refused() -> None:
     with pytest.raises(BadInput, match=r"^schedule=\[failures,queue\]: choose one; a file of"):
         cli.dispatch("train", ["task=quadratic", "schedule=[failures,queue]"])
