@@ -65,7 +65,7 @@ def test_each_worker_has_exactly_n_classes(workers: int, n: int) -> None:
 def test_shares_have_the_moments_of_a_dirichlet_law() -> None:
     # Worker 0 of M = 10 finds no class exhausted: its n = 40 images are Dirichlet-multinomial.
     # E share = p, Var share = p (1 - p) / (alpha + 1) (1 + alpha / n); a Dirichlet's as n grows.
-    p, n, alpha, seeds = np.array([0.5, 0.3, 0.2]), 40, 1.5, 4_000
+    p, n, alpha, seeds = np.array([0.5, 0.3, 0.2]), 40, 1.5, 2_500
     labels = np.repeat(np.arange(3), (400 * p).astype(int))
     found = np.array([
         shares_of(labels, Dirichlet(alpha).parts(labels, 10, np.random.default_rng(seed))[0])
@@ -184,7 +184,7 @@ def test_without_a_split_a_run_is_the_one_it_was() -> None:
 
 # --- runs ----------------------------------------------------------------------------------------
 
-RUN = ["task=synthetic", "scale=smoke", "images=256", "batch=8", "workers=4", "rule=dcasgd_a"]
+RUN = ["task=synthetic", "scale=smoke", "images=128", "batch=8", "workers=4", "rule=dcasgd_a"]
 RUN += ["epochs=1", "model.width=2", "test_images=16", "task.stats_images=16", "threads=1"]
 RUN += ["task.train_images=16", "log_every=8"]
 
@@ -196,11 +196,10 @@ def test_a_run_stops_and_goes_on_and_engines_agree(
     words = [*RUN, "task.split=classes", "task.classes_per_worker=3"]
     assert cli.dispatch("train", [*words, "run_dir=A", "stop_epoch=0.5"]) == 0
     assert "split by Classes(classes_per_worker=3)" in capsys.readouterr().out
-    for more in ("run_dir=A", "run_dir=B", "run_dir=C engine=threads"):
+    for more in ("run_dir=A", "run_dir=B engine=threads"):
         assert cli.dispatch("train", [*words, *more.split()]) == 0
-    assert cli.dispatch("train", [*RUN, "run_dir=D"]) == 0
-    a, b, c, d = (read.summary_of(tmp_path / name)["weights_sha256"] for name in "ABCD")
-    assert a == b == c != d
+    a, b = (read.summary_of(tmp_path / name)["weights_sha256"] for name in "AB")
+    assert a == b
     assert cli.verify(["A"]) == 0
     capsys.readouterr()
     assert cli.diagnose(["A", "--out", "figures"]) == 0
@@ -233,7 +232,7 @@ def test_a_run_stops_and_goes_on_and_engines_agree(
         ("split=classes task.classes_per_worker=0", "task.classes_per_worker=0: give a whole"),
         (
             "split=dirichlet task.alpha=1 workers=300 batch=1",
-            "workers=300: there are 256 training images; give at most that",
+            "workers=300: there are 128 training images; give at most that",
         ),
         (
             "split=dirichlet task.alpha=1 task.statistics=workers",
