@@ -407,7 +407,7 @@ def describe(plan: Plan, parameters: int, device: torch.device, path: Path) -> s
     steps = length.local_steps
     local = "" if steps == 1 else f", {steps} local steps a push at lr {plan.task.local_lr:g}"
     division = getattr(plan.task, "division", None)
-    local += "" if division is None else f", split by {division}"
+    local += f", split by {division}" if division and plan.workers > 1 else ""
     lines = {
         "name": plan.called,
         "rule": plan.rule,
