@@ -359,9 +359,18 @@ def test_a_run_that_diverged_is_chance_and_is_named(run_with: Callable[[Fabricat
     figure.canvas.draw()
     [axes] = figure.axes
     crosses = [line for line in axes.lines if line.get_marker() == "x"]
-    assert [list(line.get_xdata()) for line in crosses] == [[0.4, 0.8], [0.4, 0.4]]  # SGD; ASGD
-    data = [y for line in axes.lines if line.get_marker() == "." for y in line.get_ydata()]
-    assert max(data) < min(y for line in crosses for y in line.get_ydata())
+    at = [(x, y) for line in crosses for x, y in zip(*line.get_data(), strict=True)]
+    assert at == [(0.4, 90), (0.8, 90), (0.4, 90), (0.4, 90)]  # SGD, SGD; ASGD, SSGD
+    lines = [
+        dict(zip(*line.get_data(), strict=True))
+        for line in axes.lines
+        if line.get_label()[0] != "_"
+    ]
+    assert [line[0.4] for line in lines] == [
+        90,
+        90,
+        90,
+    ]  # the line goes through them, as the choice does
     rings = [line for line in axes.lines if line.get_markersize() == 13]
     assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in rings] == [
         (0.2, pytest.approx(10)),
