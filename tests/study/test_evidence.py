@@ -411,6 +411,15 @@ def test_a_seed_that_never_gets_there_leaves_a_difference_in_epochs_undecided(mi
     assert evidence.found[0].verdict == "undecided"
 
 
+def test_seconds_to_a_level_are_linear_between_evaluations(mine: Path) -> None:
+    # asgd falls from 90 % at 10 s to 50, 51 and 52 at 20 s, dc from 85, 84 and 83 to 45
+    claim: dict[str, object] = {"lower": "dc-8", "higher": "asgd-8", "measure": "seconds_to"}
+    found = claims_of(mine, [claim], "laptop", level=70).found[0]
+    asgd = [10 + 10 * (90 - 70) / (90 - last) for last in (50, 51, 52)]
+    dc = [10 + 10 * (first - 70) / (first - 45) for first in (85, 84, 83)]
+    assert found.difference.mean == pytest.approx(np.mean(asgd) - np.mean(dc), abs=1e-12)
+
+
 @pytest.mark.parametrize(("least_n", "verdict"), [(3, "reproduced"), (4, "undecided")])
 def test_a_study_may_ask_for_more_seeds(mine: Path, least_n: int, verdict: str) -> None:
     claim: dict[str, object] = {"lower": "dc-8", "higher": "asgd-8"}
