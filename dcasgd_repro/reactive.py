@@ -104,7 +104,7 @@ def named_by(rule: Rule, state: Any, delays: Sequence[int]) -> list[int]:
             said = " ".join(reprlib.repr(m).split())
             inside = f"a {type(found).__name__} with " if listed else ""
             remedy = f"return a list of workers, whole numbers from 0 to {len(delays) - 1}"
-            what = f"returns {inside}{said}, a {type(m).__name__}; {remedy}"
+            what = f"returns {inside}{said} ({type(m).__name__}); {remedy}"
             raise BadInput("rule", method, what)
     return sorted(set(map(int, found)))
 
