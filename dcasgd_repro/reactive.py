@@ -90,9 +90,9 @@ def may_stop(rule: Rule) -> bool:
 
 
 def named_by(rule: Rule, state: Any, delays: Sequence[int]) -> list[int]:
-    """The workers that ``rule.stops`` names, in order. Raises BadInput where it names none of them.
+    """The workers that ``rule.stops`` names, in order.
 
-    The refusal names the class, the method and what it returned or raised.
+    Raises BadInput, naming the class and the method, where it raises or returns anything else.
     """
     method = f"{type(rule).__name__}.stops"
     with told_as("rule", method):

@@ -323,7 +323,7 @@ def stopping(rule: Rule) -> Finding:
         followed.check(server)
         wrote += not same(before, server.state)
     found = f"{log.stopped} stops at {log.pushes} pushes; {wrote} of {log.pushes} calls wrote"
-    return Finding(not wrote, f"{found}{named(rule, ['stops'] * bool(wrote))}")
+    return Finding(not wrote, f"{found}{named(rule, ['stops'] if wrote else [])}")
 
 
 def one_log(log: str, rule: Rule) -> Finding:

@@ -31,8 +31,8 @@ def check_contract(rule: Rule, workers: int) -> None:
     """Shows a copy of the rule the arrivals of a small quadratic in float32, twice each worker's.
 
     The server's vector moves as under plain SGD, whatever the rule answers. Raises BadInput, naming
-    the class and the method, for a method that raises, returns another shape or dtype, a number
-    that is not finite or no workers of these, or writes into a tensor it was given.
+    the class and the method, for a method that raises, returns another shape or dtype or a number
+    that is not finite, stops what is no worker, or writes into a tensor it was given.
     """
     watched = Watched(copy.deepcopy(rule))
     size = size_of(rule, len(CURVATURE))  # a rule may have sizes of its own

@@ -297,9 +297,9 @@ class Experiment:
         return {"status": self._whole()}
 
     def _follow(self, logs: write.Logs) -> None:
-        """Ends a reactive run whose rule stops others than its log does, after a checkpoint.
+        """Ends a reactive run whose rule would stop others than its log does, with a checkpoint.
 
-        Raises BadInput. After the last push it stops nobody, and before the first one.
+        A run that goes on from there ends at once. Raises BadInput.
         """
         if self.followed is None or not 0 < self.server.pushes < self.plan.length.pushes:
             return

@@ -32,14 +32,14 @@ YOUNGER: tuple[str, ...] = (
     "rule.curvature",
 )
 YOUNGER += ("task.local_steps", "task.local_lr")
-# What null means for some of them, said aloud: it counts as null.
+# What null means for two of them, said aloud: it counts as null.
 UNSAID = {"reactive": False, "lr_by": "pushes"}
 
 
 def flat(config: Mapping[str, Any], without: Sequence[str] = LEFT_OUT) -> dict[str, Any]:
     """A config as {dotted key: value}, less the keys in ``without`` and all that is inside them.
 
-    What UNSAID has is None.
+    A value of UNSAID becomes None.
     """
 
     def walk(node: Any, at: str) -> dict[str, Any]:
