@@ -18,6 +18,7 @@ from tqdm import tqdm
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.fast.fused import fuse
 from dcasgd_repro.fast.graphs import check_device
+from dcasgd_repro.reactive import Followed, Reactive, may_stop
 from dcasgd_repro.rules import Arrival, Rule
 from dcasgd_repro.run import checkpoint, taylor, write
 from dcasgd_repro.run.device import set_device
@@ -176,6 +177,8 @@ class Experiment:
 
     def __post_init__(self) -> None:
         self.kinds = checkpoint.kinds(self.server.state)
+        rule, reactive = self.plan.rule, isinstance(self.plan.schedule, Reactive)
+        self.followed = Followed(rule, self.log) if reactive and may_stop(rule) else None
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -189,7 +192,7 @@ class Experiment:
             self._record(saved["server"]["pushes"] if saved else 0)
         if saved is None:
             return
-        if other := differences(saved.get("config", {}), flat(self.plan.config)):
+        if other := differences(flat(saved.get("config", {})), flat(self.plan.config)):
             raise BadInput("run_dir", self.path, f"holds a checkpoint of a run with {other}")
         for name, value in self.identity.items():
             if (found := saved.get(name)) != value:
@@ -256,10 +259,12 @@ class Experiment:
         )
         # Closed before anything else is done: an engine may hold processes.
         with bar, Stop() as stop, contextlib.closing(self._steps()) as steps:
+            self._follow(logs)
             for step in steps:
                 progress.interval.append(step)
                 progress.wall_s = clock.seconds()
                 bar.update()
+                self._follow(logs)
                 if self.probe.rows and self.probe.rows[-1]["push"] == step.push:
                     logs.probe(self.probe.rows[-1])
                 evaluate = plan.length.ends(step.push, plan.eval_every)
@@ -290,6 +295,19 @@ class Experiment:
                     self._keep(logs)
                     kept = time.perf_counter()
         return {"status": self._whole()}
+
+    def _follow(self, logs: write.Logs) -> None:
+        """Ends a reactive run whose rule would stop others than its log does, with a checkpoint.
+
+        A run that goes on from there ends at once. Raises BadInput.
+        """
+        if self.followed is None or not 0 < self.server.pushes < self.plan.length.pushes:
+            return
+        try:
+            self.followed.check(self.server)
+        except BadInput:
+            self._keep(logs)
+            raise
 
     def _whole(self) -> str:
         """The status of a run that has come as far as it was asked to."""

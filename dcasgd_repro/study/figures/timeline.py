@@ -51,8 +51,20 @@ def spans(log: Schedule) -> list[Span]:
 
 def shares(log: Schedule) -> dict[str, float]:
     """The shares of the workers' time in which they compute, compute in vain, and wait."""
-    seconds = dict.fromkeys(COLOURS, 0.0)
+    return _shares(spans(log))
+
+
+def shares_of_each(log: Schedule) -> list[dict[str, float]]:
+    """``shares`` of each worker alone, to the log's last message, whosever it is."""
+    own: list[list[Span]] = [[] for _ in range(log.workers)]
     for span in spans(log):
+        own[span.worker].append(span)
+    return list(map(_shares, own))
+
+
+def _shares(spans: Sequence[Span]) -> dict[str, float]:
+    seconds = dict.fromkeys(COLOURS, 0.0)
+    for span in spans:
         seconds[span.does] += span.end_s - span.start_s
     whole = sum(seconds.values()) or 1.0
     return {does: spent / whole for does, spent in seconds.items()}
