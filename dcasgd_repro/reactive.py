@@ -9,20 +9,18 @@ at each push that its rule stops those that were stopped in the play.
 from __future__ import annotations
 
 import copy
-import heapq
 import reprlib
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
-import numpy as np
 import torch
 
 from dcasgd_repro.errors import BadInput, check_whole, told_as
 from dcasgd_repro.rules import Rule
 from dcasgd_repro.rules.rule import size_of
-from dcasgd_repro.schedule import KINDS, PULL, PUSH, Generated, Schedule
+from dcasgd_repro.schedule import KINDS, PULL, PUSH, Generated, Schedule, disturbed
 from dcasgd_repro.simulate import Server
 
 APPLIED, KEPT, IGNORED = "applied", "kept", "ignored"
@@ -58,30 +56,13 @@ class Reactive:
         check_whole("pushes", pushes, 1)
         if not may_stop(self.rule):
             return self.times.messages(pushes)
-        lines = list(self._lines(pushes))
-        clock, kind, worker = (np.array(column) for column in zip(*lines, strict=True))
-        return Schedule(clock, kind, worker, self.workers)
-
-    def _lines(self, pushes: int) -> Iterator[tuple[float, int, int]]:
         play = Play(self.rule, self.workers)
-        cycles = [self.times.cycles(m) for m in range(self.workers)]
-        away_s = [0.0] * self.workers  # from each worker's push to its next pull
-        turn = [0] * self.workers  # how often it was stopped
-        due = [(0.0, m, 0, PULL) for m in range(self.workers)]
-        while play.server.pushes < pushes:
-            clock, m, of, kind = heapq.heappop(due)
-            if of != turn[m]:  # it was stopped before this push
-                continue
-            yield clock, kind, m
+
+        def answer(kind: int, m: int) -> list[int]:
             play.message(kind, m)
-            if kind == PULL:
-                busy_s, away_s[m] = next(cycles[m])
-                heapq.heappush(due, (clock + busy_s, m, of, PUSH))
-                continue
-            heapq.heappush(due, (clock + away_s[m], m, of, PULL))
-            for other in play.stopped():
-                turn[other] += 1
-                heapq.heappush(due, (clock, other, turn[other], PULL))
+            return play.stopped() if kind == PUSH else []
+
+        return disturbed(self.times).answered(pushes, answer)
 
 
 def may_stop(rule: Rule) -> bool:

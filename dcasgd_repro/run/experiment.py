@@ -424,6 +424,8 @@ def describe(plan: Plan, parameters: int, device: torch.device, path: Path) -> s
     network = "" if model is None else f"{model}, "
     steps = length.local_steps
     local = "" if steps == 1 else f", {steps} local steps a push at lr {plan.task.local_lr:g}"
+    division = getattr(plan.task, "division", None)
+    local += f", split by {division}" if division and plan.workers > 1 else ""
     lines = {
         "name": plan.called,
         "rule": plan.rule,
@@ -449,7 +451,11 @@ def notes(plan: Plan, log: Schedule) -> Iterator[str]:
         name = plan.rule.name
         yield f"no barrier: {name} averages gradients as they come (schedule.barrier=true)"
     if log.stopped and not plan.live:
-        yield f"the rule stops a worker {log.stopped:,} times; what it was computing is lost"
+        causes = ["the rule stops a worker"] if hasattr(plan.schedule, "rule") else []
+        times = getattr(plan.schedule, "times", plan.schedule)
+        causes += ["a worker fails"] if getattr(times, "failures", None) else []
+        what = " or ".join(causes or ["a worker begins anew"])  # that of a file
+        yield f"{what} {log.stopped:,} times; what it was computing is lost"
     if plan.backup != "pull" and not pulls_later(log):
         first = " but for each worker's first push" if plan.backup == "push_from_zero" else ""
         same = f"so backup={plan.backup} is backup=pull{first}"

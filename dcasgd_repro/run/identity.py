@@ -32,6 +32,7 @@ YOUNGER: tuple[str, ...] = (
     "rule.curvature",
 )
 YOUNGER += ("task.local_steps", "task.local_lr")
+YOUNGER += ("task.split", "task.alpha", "task.classes_per_worker")
 # What null means for two of them, said aloud: it counts as null.
 UNSAID = {"reactive": False, "lr_by": "pushes"}
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
 
 BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "#666666"
-COMPUTES, STOPPED, WAITS = "computes", "computes, and is stopped", "waits"
+COMPUTES, STOPPED, WAITS = "computes", "computes in vain (stopped, failed)", "waits"
 COLOURS = {COMPUTES: BLUE, STOPPED: "#CC79A7", WAITS: ORANGE}
 SHOWN = 16  # workers of a Gantt chart
 ROUNDS = 4  # pushes a worker of a Gantt chart, on average
@@ -35,7 +35,7 @@ def spans(log: Schedule) -> list[Span]:
     """What each worker does between two messages of its own, to the log's last message.
 
     A worker computes from its pull to its push, the way of its messages included. Where it pulls
-    again without a push, it was stopped.
+    again without a push, it was stopped, or failed and was down for a part of that time.
     """
     found, since = [], dict[int, tuple[float, str]]()
     for clock, kind, m in log:
