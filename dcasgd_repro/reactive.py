@@ -16,7 +16,7 @@ import torch
 
 from dcasgd_repro.errors import BadInput, check_whole
 from dcasgd_repro.rules import Rule
-from dcasgd_repro.schedule import KINDS, PULL, PUSH, Generated, Schedule
+from dcasgd_repro.schedule import KINDS, PULL, PUSH, Busy, Schedule
 from dcasgd_repro.simulate import Server
 
 APPLIED, KEPT, IGNORED = "applied", "kept", "ignored"
@@ -32,12 +32,12 @@ class Reactive:
     worker. Under a rule that stops nobody the log is that of ``times``. Raises BadInput.
     """
 
-    times: Generated
+    times: Busy
     rule: Rule
 
     def __post_init__(self) -> None:
-        if not isinstance(self.times, Generated) or self.times.barrier:
-            what = "a barrier" if isinstance(self.times, Generated) else type(self.times).__name__
+        if not isinstance(self.times, Busy) or self.times.barrier:
+            what = "a barrier" if isinstance(self.times, Busy) else type(self.times).__name__
             remedy = "its workers do not run freely; take gamma, straggler, paper_cluster, ..."
             raise BadInput("schedule", what, remedy)
 

@@ -78,6 +78,7 @@ of pushes is that of the scale (unset: as for train, with paper for cifar10).
 examples
   dcasgd-repro schedule schedule=gamma workers=8
   dcasgd-repro schedule schedule=file schedule.path=outputs/schedule/.../schedule.csv.gz workers=8
+  dcasgd-repro schedule schedule=from_run schedule.run=RUN workers=32   # like that run's workers
 """
 
 CHECK_HELP = """\
