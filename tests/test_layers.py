@@ -21,7 +21,7 @@ WINGS = [
     {"__main__"},
 ]
 INSIDE = {
-    "cluster": [{"__init__", "protocol"}, {"ray"}],
+    "cluster": [{"__init__", "protocol", "place"}, {"ray"}],
     "run": [
         {"__init__", "identity", "check", "sources", "faults", "device", "checkpoint", "taylor"},
         {"read", "compose", "battery"},

@@ -86,6 +86,9 @@ def run(
         w = task.initial(plan.initial_seed)
         check_state(plan.rule, w)
         server = Server(plan.rule, w, plan.workers, plan.backup)
+        if plan.live:
+            engine: Any = plan.engine
+            engine.check(task, server)
         if plan.fused:
             fuse(server)
         experiment = Experiment(plan, path, log, task, server, probe_of(plan, task, server), until)
@@ -256,6 +259,8 @@ class Experiment:
         )
         # Closed before anything else is done: an engine may hold processes.
         with bar, Stop() as stop, contextlib.closing(self._steps()) as steps:
+            if self.recording:  # its gradients may take long
+                self.recording.stopping = lambda: stop.signal is not None
             for step in steps:
                 progress.interval.append(step)
                 progress.wall_s = clock.seconds()
@@ -289,6 +294,8 @@ class Experiment:
                 ):
                     self._keep(logs)
                     kept = time.perf_counter()
+            if stop.signal is not None and self.server.pushes < plan.stop:  # between two Steps
+                return {"status": INTERRUPTED, "stopped_by": stop.signal}
         return {"status": self._whole()}
 
     def _whole(self) -> str:

@@ -19,6 +19,7 @@ from dcasgd_repro.run.identity import FULL, plain
 from dcasgd_repro.run.read import FINGERPRINT, KEPT, Run
 from dcasgd_repro.schedule import PUSH, FromRun, Schedule, delay_table
 from dcasgd_repro.schedule.from_run import fit_table
+from dcasgd_repro.schedule.live import EVENTS, LOG
 from dcasgd_repro.study.figures import save, sheet, timeline, unframed
 from dcasgd_repro.study.looks import PAPERS, label_of, looks, separated
 from dcasgd_repro.study.measures import chance
@@ -383,9 +384,13 @@ def _of_worker(log: Schedule, m: int) -> Schedule:
 
 
 def keep(run: Path, target: Path) -> None:
-    """Copies a run's text files, without its schedule and TensorBoard events."""
+    """Copies a run's text files, without TensorBoard events.
+
+    Its schedule only where a cluster made it: any other can be made again.
+    """
     target.mkdir(parents=True, exist_ok=True)
-    others = [name for name in ("probe.csv", FINGERPRINT) if (run / name).exists()]
+    made = (LOG, EVENTS) if (run / EVENTS).exists() else ()
+    others = [name for name in ("probe.csv", FINGERPRINT, *made) if (run / name).exists()]
     for name in (*KEPT, *others):
         if (run / name).resolve() != (target / name).resolve():
             shutil.copyfile(run / name, target / name)

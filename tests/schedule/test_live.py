@@ -1,5 +1,6 @@
 """A log that is recorded as a run goes: kept, gone on with, and its events."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,15 @@ def test_what_is_saved_is_read_again(tmp_path: Path) -> None:
         "events": {"server lost": 1, "worker lost": 1, "x": 1},
         "pushes_lost": 3,
     }
+
+
+def test_the_disk_has_the_log_before_a_checkpoint_counts_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    filled().save(tmp_path)
+    assert synced == [str(tmp_path / "schedule.csv.gz"), str(tmp_path / "cluster.csv")]
 
 
 def test_it_goes_on_after_its_checkpoint(tmp_path: Path) -> None:
