@@ -40,7 +40,7 @@ INSIDE = {
         {"pages", "diagnose"},
         {"request"},
     ],
-    "bench": [{"__init__", "timing"}, {"parts"}, {"page"}],
+    "bench": [{"__init__", "timing"}, {"cluster"}, {"parts"}, {"page"}],
     "cli": [{"__init__", "help"}, {"hydra"}, {"commands"}],
 }
 WING = {name: level for level, names in enumerate(WINGS) for name in names}

@@ -106,7 +106,7 @@ class Ray:
         self, task: Any, server: Server, messages: Recording, lr: Callable[[int], float]
     ) -> Iterator[Step]:
         tqdm.write(f"note      starting {len(server.sent)} workers on Ray", file=sys.stderr)
-        with self._session(server):
+        with self.session(server):
             cluster = Cluster(self, task.conf, server, messages, lr)
             try:
                 yield from Followed(cluster.lines()).steps(server, lr, messages.append)
@@ -114,7 +114,7 @@ class Ray:
                 cluster.end()
 
     @contextlib.contextmanager
-    def _session(self, server: Server) -> Iterator[None]:
+    def session(self, server: Server) -> Iterator[None]:
         """A connection to the cluster, or a Ray of its own for as long; nothing on the screen."""
         import ray
 
