@@ -224,7 +224,8 @@ class Experiment:
         outcome: dict[str, Any] = {"status": FAILED}
         try:
             reached = self._loop(logs)
-            self._keep(logs)
+            if self.server.pushes:  # a live run may be stopped before its first
+                self._keep(logs)
             if reached["status"] in (*ENDED, STOPPED) and not (self.path / FINGERPRINT).exists():
                 made = fingerprint(self.plan, self.log, self.task)
                 write.write_fingerprint(self.path, made)
@@ -294,7 +295,8 @@ class Experiment:
                 ):
                     self._keep(logs)
                     kept = time.perf_counter()
-            if stop.signal is not None and self.server.pushes < plan.stop:  # between two Steps
+            if self.recording and stop.signal is not None and self.server.pushes < plan.stop:
+                self.recording.end_at_push()  # it stopped between two Steps
                 return {"status": INTERRUPTED, "stopped_by": stop.signal}
         return {"status": self._whole()}
 

@@ -78,6 +78,11 @@ class Recording:
     def append(self, message: Message) -> None:
         self._messages.append(message)
 
+    def end_at_push(self) -> None:
+        """Forgets pulls after the last push; a run that goes on begins with new ones."""
+        while self._messages and self._messages[-1].kind == KINDS[PULL]:
+            self._messages.pop()
+
     @property
     def clock_s(self) -> float:
         """Seconds of the run at the last message; 0 before the first."""

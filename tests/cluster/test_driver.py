@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -17,7 +19,9 @@ from dcasgd_repro.lr import Step
 from dcasgd_repro.rules import ASGD
 from dcasgd_repro.run.experiment import run
 from dcasgd_repro.run.plan import Length, Plan
-from dcasgd_repro.schedule import Live, Recording
+from dcasgd_repro.run.read import summary_of
+from dcasgd_repro.schedule import Constant, Generated, Live, Recording, Schedule
+from dcasgd_repro.simulate import Server, simulate
 from dcasgd_repro.tasks import Quadratic
 
 
@@ -140,3 +144,50 @@ def test_what_cannot_run_is_refused_before_anything_is_written(
     with pytest.raises(BadInput, match=r"^engine.slow=\{2: 3.0\}: workers=2 have the numbers 0 to"):
         run(plan, say=lambda line: None)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("pushes", [0, 3])
+def test_a_live_run_stopped_between_two_pushes_goes_on(tmp_path: Path, pushes: int) -> None:
+    """The signal comes while workers compute: pulls were recorded, and no push since."""
+
+    class Stopped:
+        """Not Ray: it makes ``pushes`` pushes of worker 0, and one pull more, then is signalled."""
+
+        live, signalled = True, True
+
+        def check(self, task: Any, server: Server) -> None:
+            pass
+
+        def __call__(self, task: Any, server: Server, messages: Recording, lr: Any) -> Any:
+            log = Generated(1, 0, Constant(1.0)).messages(messages.pushes)
+            done = 2 * server.pushes
+
+            def told() -> Any:
+                for message in list(log)[done:]:
+                    if self.signalled and server.pushes == pushes and message.kind == "push":
+                        os.kill(os.getpid(), signal.SIGINT)
+                        assert messages.stopping()
+                        return
+                    messages.append(message)
+                    yield message
+
+            return simulate(task, server, told(), lr)
+
+    plan = Plan(
+        rule=ASGD(),
+        task=Quadratic((1.0, 0.1)),
+        schedule=Live(1),
+        rate=Step(base=0.05, milestones=[]),
+        length=Length(images=20, batch=1, epochs=1),
+        workers=1,
+        engine=Stopped(),
+        run_dir=tmp_path / "run",
+    )
+    summary = summary_of(run(plan, say=lambda line: None))
+    assert (summary["status"], summary["pushes"]) == ("interrupted", pushes)
+    assert summary["stopped_by"] == "SIGINT"
+    Stopped.signalled = False
+    summary = summary_of(run(plan, say=lambda line: None))
+    assert (summary["status"], summary["pushes"]) == ("finished", 20)
+    log = Schedule.load(tmp_path / "run" / "schedule.csv.gz")
+    assert log.sha256() == Generated(1, 0, Constant(1.0)).messages(20).sha256()

@@ -68,6 +68,16 @@ def test_it_goes_on_after_its_checkpoint(tmp_path: Path) -> None:
         going_on(tmp_path, log, Live(2), 9, 3)
 
 
+def test_what_was_stopped_between_two_pushes_goes_on_from_the_first_of_them(
+    tmp_path: Path,
+) -> None:
+    recording = filled()
+    recording.end_at_push()
+    log = recording.save(tmp_path)
+    assert list(log) == MESSAGES[:-1]
+    assert going_on(tmp_path, log, Live(2), 9, 2).log.sha256() == log.sha256()
+
+
 @pytest.mark.parametrize("text", ["clock_s,event\n1.0,x\n", f"{','.join(Event._fields)}\n,,,,\n"])
 def test_damaged_events_are_refused(tmp_path: Path, text: str) -> None:
     log = filled().save(tmp_path)
