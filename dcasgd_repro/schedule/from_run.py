@@ -38,7 +38,7 @@ class FromRun(Busy):
     see ``durations`` for the runs that are refused.
     """
 
-    run: str | None
+    run: str | Path | None
     workers: int
     seed: int
     barrier: bool = False
@@ -49,6 +49,8 @@ class FromRun(Busy):
         check_whole("workers", self.workers, 1, MAX_WORKERS)
         check_whole("seed", self.seed, 0)
         check_choice("barrier", self.barrier, (True, False))
+        if isinstance(self.run, Path):  # a config holds text
+            object.__setattr__(self, "run", str(self.run))
         if self.busy is None and self.away is None:
             found = durations(self.recorded(), str(self.run))
             for key in Durations._fields[:2]:
@@ -81,6 +83,7 @@ class FromRun(Busy):
         return _loaded(file, found.st_mtime_ns, found.st_size)
 
     def like(self, worker: int) -> tuple[Skewed, Skewed]:
+        """The laws of any worker of the new ones."""
         return self.laws[worker % len(self.laws)]
 
     def _cycle_s(self, worker: int) -> float:

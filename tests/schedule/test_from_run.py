@@ -136,7 +136,8 @@ def test_any_number_of_workers_each_like_one_of_the_run(tmp_path: Path) -> None:
 
 def test_what_was_fitted_is_all_that_counts(tmp_path: Path) -> None:
     log = Generated(2, 1, Gamma(1.0, 0.2)).messages(200)
-    made = FromRun(kept(tmp_path / "run", log), workers=3, seed=4)
+    made = FromRun(Path(kept(tmp_path / "run", log)), workers=3, seed=4)
+    assert made.run == str(tmp_path / "run")
     (tmp_path / "run" / "schedule.csv.gz").unlink()
     again = FromRun("elsewhere", 3, 4, busy=[list(x) for x in made.busy], away=made.away)
     assert again.messages(500).sha256() == made.messages(500).sha256()
