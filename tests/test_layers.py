@@ -36,7 +36,7 @@ INSIDE = {
         {"reproduce", "probed"},
         {"evidence", "display"},
         {"tune", "drawing"},
-        {"claims", "curves", "against", "probes"},
+        {"claims", "curves", "against", "panels", "probes"},
         {"pages", "diagnose"},
         {"request"},
     ],
