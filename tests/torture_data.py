@@ -105,7 +105,8 @@ def images(place: Path) -> DictConfig:
                 Image.fromarray(noise).save(place / split / name / f"{i}.png")
     words = "+exp=imagenet_dc scale=smoke task.model._target_=dcasgd_repro.models.ResNet "
     words += "+task.model.depth=${model.depth} +task.model.width=${model.width} "
-    words += "task.model.classes=2 task.data.size=32 task.data.resize=36 images=32 test_images=8 workers=2 batch=4 epochs=6 threads=1 "
+    words += "task.model.classes=2 task.data.size=32 task.data.resize=36 "
+    words += "images=32 test_images=8 workers=2 batch=4 epochs=6 threads=1 "
     words += f"task.data.processes=2 checkpoint.every_s=0 data.root={place} device=cpu"
     return composed(words.split())
 

@@ -1,12 +1,14 @@
 """Broken tasks, networks and rules of a user's own: one line names the class and the method."""
 
 import dataclasses
+import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 import pytest
@@ -293,6 +295,33 @@ def test_what_a_network_raises_in_a_gradients_thread_is_said_as_in_the_plain_loo
     task = Classification(Network(Failing), DATA, 0.0, 8, 8)
     with pytest.raises(BadInput, match=message):
         made(tmp_path / "run", task=task, length=LENGTH, engine=engine)
+
+
+def test_ctrl_c_inside_a_gradients_thread_lets_the_run_go_on_to_the_same_bits(
+    tmp_path: Path,
+) -> None:
+    parts: dict[str, Any] = {"length": LENGTH, "threads": 1}
+    task = Classification(Network(Interrupting), DATA, 0.0, 8, 8)
+    whole = made(tmp_path / "whole", task=network("sound"), **parts)
+    parts["engine"] = Threads(slots=2)
+    first = made(tmp_path / "run", task=task, **parts)
+    assert (first["status"], first["stopped_by"]) == ("interrupted", "SIGINT")
+    assert first["pushes"] < 10
+    again = made(tmp_path / "run", task=task, **parts)
+    assert again["status"] == "finished"
+    assert again["weights_sha256"] == whole["weights_sha256"]
+
+
+class Interrupting(Net):
+    """Sends this process SIGINT once, from the fourth mini-batch."""
+
+    sent: ClassVar[list[int]] = []
+
+    def forward(self, images: Tensor) -> Any:
+        if not self.sent and torch.equal(images, DATA.load().batch(1, 1)[0]):
+            self.sent.append(1)
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().forward(images)
 
 
 class Failing(Net):
