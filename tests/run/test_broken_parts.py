@@ -378,7 +378,7 @@ def test_a_mended_file_goes_on_where_it_is_asked_to_and_says_so(
         monkeypatch.delitem(sys.modules, "my_late", raising=False)
         (tmp_path / "my_late.py").write_text(MINE.format(line=line))
         code = cli.dispatch("train", [*words.split(), *more.split()])
-        return code, capsys.readouterr().err.splitlines()[-1]
+        return code, capsys.readouterr().err.rstrip()
 
     code, said = train("raise KeyError('nothing')", "run_dir=A")
     assert code == 2
