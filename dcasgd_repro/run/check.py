@@ -159,8 +159,6 @@ def check_start(task: Any, w: Any) -> None:
         raise _wrong(task, "gradient", f"{made}; make it (loss, gradient)")
     loss, g = found
     check_loss(task, loss)
-    if not isinstance(g, Tensor):
-        raise _wrong(task, "gradient", f"returns a gradient that is a {type(g).__name__}")
     check_gradient(task, g, w)
 
 
@@ -172,8 +170,10 @@ def check_loss(task: Any, loss: Any) -> None:
         raise _wrong(task, "gradient", f"returns a loss that is {made}; make it a scalar tensor")
 
 
-def check_gradient(task: Any, g: Tensor, w: Tensor) -> None:
+def check_gradient(task: Any, g: Any, w: Tensor) -> None:
     """Refuses a gradient of another shape or dtype than w: BadInput."""
+    if not isinstance(g, Tensor):
+        raise _wrong(task, "gradient", f"returns a gradient that is a {type(g).__name__}")
     if other := unlike(g, w):
         raise _wrong(task, "gradient", f"returns a gradient {other}")
 

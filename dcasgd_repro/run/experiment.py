@@ -141,12 +141,13 @@ def edited(plan: Plan, path: Path) -> Plan:
     if plan.resume != "edited" or not begun(path):
         return plan
     ended = status_of(path) in ENDED  # which no file can change
-    was, now = config_of(path).get("sources") or {}, plan.config.get("sources", {})
-    both = {
-        key: known if known.rpartition("+")[2] == here else here if ended else f"{known}+{here}"
-        for key, here in now.items()
-        if (known := str(was.get(key, here)))
-    }
+    was, both = config_of(path).get("sources") or {}, dict(plan.config.get("sources", {}))
+    for key, now in both.items():
+        known = str(was.get(key, now))
+        if known.rpartition("+")[2] == now:
+            both[key] = known
+        elif not ended:
+            both[key] = f"{known}+{now}"
     return replace(plan, config={**plan.config, "sources": both}) if both else plan
 
 

@@ -80,9 +80,8 @@ def _raiser(error: Exception, parts: Mapping[str, Any]) -> tuple[str, str] | Non
         if owner is None or is_ours(owner):
             return None
         method = f"{type(owner).__name__}.forward"
-    kind = (
-        "rule" if isinstance(owner, Rule) else "model" if isinstance(owner, nn.Module) else "task"
-    )
+    kinds = (("rule", Rule), ("model", nn.Module), ("task", object))
+    kind = next(key for key, cls in kinds if isinstance(owner, cls))
     return next((key for key, part in parts.items() if part is owner), kind), method
 
 
