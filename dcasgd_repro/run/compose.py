@@ -90,6 +90,8 @@ def hydra_words(words: Sequence[str]) -> list[str]:
     for word in words:
         key, _, value = word.partition("=")
         group, _, inside = key.partition(".")
+        if key in GROUPS and value.startswith("["):
+            raise BadInput(key, value, "choose one; a file of your own can build on several")
         if group in ("rule", "model") and inside == "_target_" and re.fullmatch(r"[\w.,]+", value):
             names = [":".join(name.rpartition(".")[::2]) for name in value.split(",")]
             found = [w for w in found if not w.startswith(f"{group}=")]  # it takes that one's place
