@@ -21,7 +21,7 @@ WINGS = [
     {"__main__"},
 ]
 INSIDE = {
-    "cluster": [{"__init__", "protocol"}, {"ray"}],
+    "cluster": [{"__init__", "protocol", "place"}, {"ray"}],
     "run": [
         {"__init__", "identity", "check", "sources", "faults", "device", "checkpoint", "taylor"},
         {"read", "compose", "battery"},
@@ -36,11 +36,11 @@ INSIDE = {
         {"reproduce", "probed"},
         {"evidence", "display"},
         {"tune", "drawing"},
-        {"claims", "curves", "against", "probes"},
+        {"claims", "curves", "against", "panels", "probes"},
         {"pages", "diagnose"},
         {"request"},
     ],
-    "bench": [{"__init__", "timing"}, {"parts"}, {"page"}],
+    "bench": [{"__init__", "timing"}, {"cluster"}, {"parts"}, {"page"}],
     "cli": [{"__init__", "help"}, {"hydra"}, {"commands"}],
 }
 WING = {name: level for level, names in enumerate(WINGS) for name in names}

@@ -80,6 +80,7 @@ of pushes is that of the scale (unset: as for train, with paper for cifar10).
 examples
   dcasgd-repro schedule schedule=gamma workers=8
   dcasgd-repro schedule schedule=file schedule.path=outputs/schedule/.../schedule.csv.gz workers=8
+  dcasgd-repro schedule schedule=from_run schedule.run=RUN workers=32   # like that run's workers
 """
 
 CHECK_HELP = """\
@@ -156,7 +157,8 @@ Elsewhere it says what differs, and by how much. Exit code 1 where it is another
 DATA_HELP = "CIFAR-10: fetch it, verify it bit for bit, or say where it is looked for."
 BENCH_HELP = """Paired timings on this device: what simulating workers costs over plain PyTorch, how
 much memory backups take, how fast schedules, updates and engines are. About 25 minutes for
-all on two CPU cores; leave the machine alone meanwhile."""
+all on two CPU cores; leave the machine alone meanwhile. `cluster`, the pushes per second of a
+server on Ray by workers that compute nothing, needs the extra ray and is not part of all."""
 DIAGNOSE_HELP = """What happened in a run, from its text files, in a figure and a paragraph: delays,
 who computed and waited in the first rounds, how far the server had moved, how large gradients and
 corrections were, and, with a probe.csv, whether corrections pointed the right way."""

@@ -101,6 +101,9 @@ def run(
         check_start(task, w)
         check_state(plan.rule, w)
         server = Server(plan.rule, w, plan.workers, plan.backup)
+        if plan.live:
+            engine: Any = plan.engine
+            engine.check(task, server)
         if plan.fused:
             fuse(server)
         elif not is_ours(plan.rule):
@@ -265,7 +268,8 @@ class Experiment:
         try:
             with own_faults(self.plan.parts):
                 reached = self._loop(logs)
-            self._keep(logs)
+            if self.server.pushes:  # a live run may be stopped before its first
+                self._keep(logs)
             if reached["status"] in (*ENDED, STOPPED) and not (self.path / FINGERPRINT).exists():
                 made = fingerprint(self.plan, self.log, self.task)
                 write.write_fingerprint(self.path, made)
@@ -316,6 +320,8 @@ class Experiment:
         # Closed before anything else is done: an engine may hold processes.
         with bar, Stop() as stop, contextlib.closing(self._steps()) as steps:
             self._follow(logs)
+            if self.recording:  # its gradients may take long
+                self.recording.stopping = lambda: stop.signal is not None
             for step in steps:
                 check_loss(self.task, step.loss)
                 progress.interval.append(step)
@@ -351,6 +357,9 @@ class Experiment:
                 ):
                     self._keep(logs)
                     kept = time.perf_counter()
+            if self.recording and stop.signal is not None and self.server.pushes < plan.stop:
+                self.recording.end_at_push()  # it stopped between two Steps
+                return {"status": INTERRUPTED, "stopped_by": stop.signal}
         return {"status": self._whole()}
 
     def _follow(self, logs: write.Logs) -> None:

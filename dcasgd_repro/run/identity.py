@@ -17,6 +17,7 @@ CELLS = Path("outputs/cells")  # runs that studies share: each in a folder of it
 LEFT_OUT: tuple[str, ...] = ("run_dir", "exp", "scale", "resume", "checkpoint", "stop_epoch")
 LEFT_OUT += ("name", "tags")
 LEFT_OUT += ("probe", "data.root", "task.data.root", "task.data.processes", "engine.address")
+LEFT_OUT += ("schedule.run",)  # what was fitted to it counts
 # With what a run is computed: studies count it as the same run, and its provenance says with what.
 # A stopped run keeps them. The engine's precision is no means, unless it is the full one.
 MEANS = ("engine", "sources.engine", "threads", "device", "deterministic", "fused", "log_every")

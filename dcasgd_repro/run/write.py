@@ -21,7 +21,6 @@ import hashlib
 import json
 import os
 import platform
-import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,6 +37,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from dcasgd_repro.cluster.place import processor
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.run.device import cuda_of
 from dcasgd_repro.run.identity import differences, flat
@@ -407,7 +407,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in packages},
         "device": device.type,
-        "device_name": gpu or _processor(),
+        "device_name": gpu or processor(),
         "cores": os.cpu_count(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
@@ -421,14 +421,6 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        names = re.findall(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-        if names:
-            return str(names[0])
-    return platform.processor() or platform.machine()
 
 
 def _git(*words: str) -> str | None:

@@ -28,6 +28,7 @@ from dcasgd_repro.schedule import (
     Lognormal,
     Message,
     Schedule,
+    Skewed,
     Summed,
     delay_table,
 )
@@ -40,6 +41,7 @@ LAWS = {
     "exponential": Exponential(1.0),
     "lognormal": Lognormal(1.0, 0.8),
     "summed": Summed(Gamma(0.25, 0.3), 4),
+    "skewed": Skewed(1.0, 0.3, 2.0),
 }
 
 
@@ -226,9 +228,9 @@ def test_a_longer_log_begins_with_every_shorter_one(law: str, barrier: bool) -> 
 
 
 def test_blocks_of_any_size_give_the_same_clocks() -> None:
-    cluster = Generated(2, 7, Gamma(1.0, 5.0))  # heavy tails: the first guess falls short
+    cluster = Generated(10, 7, Gamma(1.0, 5.0))  # heavy tails: the first guess falls short
     for worker in range(10):
-        whole = cluster._clocks(worker, 1.0, 500.0)
+        whole = cluster._clocks(worker, 500.0)
         rng = cluster._streams(worker)[0]
         work = np.concatenate([cluster.compute.sample(rng, n) for n in (1, 2, 3, 5_000)])
         want = np.cumsum(np.concatenate([[0.0], work]))
@@ -551,6 +553,9 @@ def test_every_yaml_gives_a_log(tmp_path: Path, name: str, workers: int) -> None
         changes = {"path": str(tmp_path / "delays.txt")}
         delays = Generated(workers, 0, Constant(1.0)).messages(200).delays()
         Path(changes["path"]).write_text("\n".join(map(str, delays)))
+    if name == "from_run":
+        changes = {"run": str(tmp_path)}
+        Generated(2, 0, Gamma(1.0, 0.2)).messages(200).save(tmp_path / "schedule.csv.gz")
     if (name, workers) in {("constant_delay", 1), ("sequential", 8), ("late", 1)}:
         with pytest.raises(BadInput, match=f"workers={workers}: "):
             from_yaml(name, workers)
