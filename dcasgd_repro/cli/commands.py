@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
@@ -188,16 +189,22 @@ def report(arguments: list[str]) -> int:
     parser.add_argument("--out", type=Path, help="where the table, the figure and the text go")
     given = parser.parse_args(arguments)
 
+    from dcasgd_repro.run.identity import CELLS
     from dcasgd_repro.study import pages, runs
+    from dcasgd_repro.study.reproduce import keeping
 
     places = [Path(name) for name in given.runs]
     studies = [place for place in places if (place / "grid.yaml").exists()]
+    # Not while a study keeps its runs: half of one would be read. Without outputs/ there is none.
+    alone = keeping() if os.access(CELLS.parent, os.W_OK) else contextlib.nullcontext()
     if places and not studies and all(place.is_dir() for place in places):
-        print(runs.comparison(places, given.out))
+        with alone:
+            print(runs.comparison(places, given.out))
         return 0
     if given.out is not None:
         raise BadInput("--out", given.out, "a study's report goes to results/; leave it out")
-    print(pages.all_of(given.runs, RESULTS))
+    with alone:
+        print(pages.all_of(given.runs, RESULTS))
     return 0
 
 

@@ -56,6 +56,8 @@ usage: dcasgd-repro train [+exp=NAME] [KEY=VALUE ...] [-m]
   --cfg job     print the composed config and stop (--resolve fills it in)
 
 A run that was stopped goes on when the same command is given again; resume=never starts anew.
+Where a file of yours was edited on the way, it is another run: run_dir=DIR resume=edited goes on
+with it, and says so in the run's directory.
 
 examples
   dcasgd-repro train +exp=cifar_dc

@@ -68,8 +68,16 @@ def numbers(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
-    """In what two flat configs differ, for a reader: the first three keys; "" if in nothing."""
-    keys = [k for k in sorted(ours.keys() | theirs.keys()) if ours.get(k) != theirs.get(k)]
+    """In what two flat configs differ, for a reader: the first three keys; "" if in nothing.
+
+    Files that were edited on the way, was+now, follow on what they were.
+    """
+    keys = [
+        k
+        for k in sorted(ours.keys() | theirs.keys())
+        if ours.get(k) != theirs.get(k)
+        and not (k.startswith("sources.") and str(ours.get(k)).startswith(f"{theirs.get(k)}+"))
+    ]
     named = ", ".join(f"{k}={theirs.get(k)} (now {ours.get(k)})" for k in keys[:3])
     return named + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
 

@@ -161,7 +161,9 @@ class Plan:
         check_choice("fused", self.fused, (True, False))
         if self.lr_by is not None:
             check_choice("lr_by", self.lr_by, ("pushes", "updates"))
-        check_choice("resume", self.resume, ("auto", "never"))
+        check_choice("resume", self.resume, ("auto", "never", "edited"))
+        if self.resume == "edited" and self.run_dir is None:
+            raise BadInput("resume", self.resume, "name the run that goes on, with run_dir=DIR")
         if self.run_dir is not None and not str(self.run_dir).strip():
             raise BadInput("run_dir", self.run_dir, "name a directory")
         for key in ("probe_every", "batch_error_every"):
@@ -185,6 +187,13 @@ class Plan:
         self._agree()
         if not self.config:
             object.__setattr__(self, "config", with_sources(_spelled_out(self)))
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """The objects that the run is made of, by the keys that choose them."""
+        found = {"rule": self.rule, "schedule": self.schedule, "lr": self.rate}
+        found |= {key: getattr(self.task, key, None) for key in ("model", "data")}
+        return found | {"task": self.task, "engine": self.engine}
 
     @property
     def called(self) -> str:

@@ -351,7 +351,10 @@ def note_origin(
         try:
             first = provenance_of(path)
             moved = elsewhere(origins(first)[-1], process)
-            first["resumed"] = [*first.get("resumed", []), {"after_push": pushes, **process}]
+            again = {"after_push": pushes, **process}
+            if (now := content.get("sources")) != first.get("sources"):
+                again["sources"] = now
+            first["resumed"] = [*first.get("resumed", []), again]
             content = first
         except (BadInput, TypeError, KeyError):
             content["resumed"] = [{"after_push": pushes, "note": "earlier provenance was lost"}]

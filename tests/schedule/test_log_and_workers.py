@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from dcasgd_repro.schedule import (
     Summed,
     delay_table,
 )
+from dcasgd_repro.schedule import log as log_module
 
 CONF = Path(__file__).parents[2] / "conf" / "schedule"
 LAWS = {
@@ -599,3 +601,34 @@ def test_paper_cluster_takes_the_papers_time(
     assert got.pushes == 62_500
     print(f"M={workers} barrier={barrier}: {got.duration_s:.0f} s, paper {paper_s} s")
     assert got.duration_s == pytest.approx(paper_s, rel=tolerance)
+
+
+@pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"], ids=["", "mark"])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+@pytest.mark.parametrize("suffix", ["csv", "csv.gz"])
+def test_a_log_of_other_programs_lines_is_the_same_log(
+    tmp_path: Path, start: bytes, end: bytes, suffix: str
+) -> None:
+    log = Generated(workers=3, seed=0, compute=Gamma(1.0, cv=0.3)).messages(pushes=20)
+    log.save(tmp_path / "log.csv")
+    content = start + (tmp_path / "log.csv").read_bytes().replace(b"\n", end)
+    other = tmp_path / f"other.{suffix}"
+    other.write_bytes(gzip.compress(content) if suffix == "csv.gz" else content)
+    assert Schedule.load(other).sha256() == log.sha256()
+
+
+def test_a_log_that_unpacks_without_end_is_refused_in_little_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bomb = tmp_path / "log.csv.gz"
+    bomb.write_bytes(gzip.compress(b"clock_s,kind,worker\n" + bytes(2**26)))
+    tracemalloc.start()
+    with pytest.raises(BadInput, match=r"log.csv.gz:2: longer than 200 characters"):
+        Schedule.load(bomb)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 2**22
+    bomb.write_bytes(gzip.compress(b"clock_s,kind,worker\n" + b"0.0,pull,0\n" * 101))
+    monkeypatch.setattr(log_module, "LONGEST", 100)
+    with pytest.raises(BadInput, match=r"log.csv.gz:102: a log has at most 100 messages"):
+        Schedule.load(bomb)
