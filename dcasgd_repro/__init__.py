@@ -81,6 +81,7 @@ _HOME = {
     "models": ("ResNet", "ResNet50"),
     "data.images": ("CIFAR10", "Synthetic"),
     "data.folders": ("ImageFolder",),
+    "data.memory": ("InMemory",),
     "optim": ("DCASGD", "RuleOptimizer"),
     "errors": ("BadInput", "Failure"),
 }

@@ -125,7 +125,7 @@ def check_state(rule: Rule, w: torch.Tensor) -> None:
 def check_sizes(plan: Plan, task: Any) -> None:
     """Refuses data of another size than the run's length says, which a data set tells when loaded.
 
-    Raises BadInput.
+    Tries the network on two of its images too. Raises BadInput.
     """
     images = getattr(task, "images", None)
     message = (("images", "size", "images"), ("batch", "batch_size", "images a batch"))
@@ -133,6 +133,7 @@ def check_sizes(plan: Plan, task: Any) -> None:
         ours, theirs = getattr(plan.length, key), getattr(images, name, None)
         if theirs is not None and theirs != ours:
             raise BadInput(key, ours, f"the data has {theirs:,} {what}; give {key}={theirs}")
+    _ = getattr(task, "draws", None)
 
 
 def ended(plan: Plan, path: Path, log: Schedule, say: Callable[[str], None]) -> bool:

@@ -145,7 +145,8 @@ def jobs_of(
     for word in extra:
         key, _, value = word.partition("=")
         numbers = key == "engine.precision" and value != FULL
-        if numbers or key.split(".")[0] not in (*MEANS, "data", "checkpoint"):
+        means = key == "data.root" or key.split(".")[0] in (*MEANS, "checkpoint")
+        if numbers or not means:
             remedy = (
                 "would make it another study: copy its folder under another name, change the grid"
             )
