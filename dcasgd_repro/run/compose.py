@@ -2,7 +2,8 @@
 
 ``rule=my_rule:MyRule``, or ``rule._target_=my_rule.MyRule``, chooses a class of one's own where a
 file of conf/ would stand. Its part of the config holds the class's own defaults and nothing else.
-What gives images, as ``data=my_data:Blobs``, gets an ``InMemory`` around it.
+What gives images, as ``data=my_data:Blobs``, gets an ``InMemory`` around it, and a law of times, as
+``schedule=my_law:Law``, workers that it is the ``compute`` of.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from dcasgd_repro.errors import BadInput, in_words
 from dcasgd_repro.run.identity import flat, task_name
+from dcasgd_repro.schedule import Generated, Law
 
 # The groups that a class can be chosen in, and where their part of the config lies.
 PLACES = {group: group for group in ("rule", "schedule", "task", "lr", "engine")}
 PLACES |= {"model": "task.model", "data": "task.data"}
 GROUPS = (*PLACES, "scale", "exp")
+IMAGES, TIMES = "task.data.make", "schedule.compute"  # the places of what gives images, and times
 CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 # What the keys ``model`` and ``data`` themselves hold, see conf/config.yaml, for parts of ours.
 HELD = {"model": ("depth", "width", "norm"), "data": ("root",)}
@@ -162,9 +165,8 @@ def offer(group: str, name: str) -> tuple[str, bool]:
     as ``batch``, is filled in from there; for a network only where it has no default, since a scale
     is about other networks.
     """
-    made, place = imported(group, name), PLACES[group]
-    plain = group == "data" and not hasattr(made, "load")  # gives images, see data/memory.py
-    inside = f"{place}.make" if plain else place
+    made = imported(group, name)
+    inside = _place(group, made)
     params: dict[str, inspect.Parameter] = {}
     node: dict[str, Any] = {"_target_": name.replace(":", ".")}
     with contextlib.suppress(ValueError):  # a builtin says nothing of its parameters
@@ -183,13 +185,42 @@ def offer(group: str, name: str) -> tuple[str, bool]:
         node |= {"local_steps": None, "local_lr": None}
     if group == "model" and not hasattr(made, "build"):
         node["_partial_"] = True  # see models.Network
-    if plain:
-        node |= {} if inspect.isclass(made) else {"_partial_": True}
-        node = {"_target_": "dcasgd_repro.data.memory.InMemory", "make": node}
-        links = [(key.removeprefix(f"{place}."), link) for key, link in LINKS.items()]
-        node |= {key: f"${{{link}}}" for key, link in links if "." not in key and key != "root"}
-    ConfigStore.instance().store(name=name, node=node, group=group, package=place)
-    return inside, any(p.kind == p.VAR_KEYWORD for p in params.values())
+    if inside == IMAGES:
+        node = _in_memory(node, called=not inspect.isclass(made))
+    if inside == TIMES:
+        node = _workers(node)
+    ConfigStore.instance().store(name=name, node=node, group=group, package=PLACES[group])
+    takes_any = any(p.kind == p.VAR_KEYWORD for p in params.values())
+    return inside, takes_any and inside != TIMES  # of which keys are typed in full
+
+
+def _place(group: str, made: Any) -> str:
+    """Where the keys of a class of one's own lie: in its group's part, or deeper."""
+    if group == "data" and not hasattr(made, "load"):
+        return IMAGES
+    if group == "schedule" and inspect.isclass(made) and issubclass(made, Law):
+        return TIMES
+    return PLACES[group]
+
+
+def _in_memory(make: Mapping[str, Any], called: bool) -> dict[str, Any]:
+    """The config of the data set that ``make`` gives the images of; ``called`` with its keys."""
+    node: dict[str, Any] = {"make": {**make, "_partial_": True} if called else make}
+    for key, link in LINKS.items():
+        if key.startswith("task.data.") and key != "task.data.root":
+            node[key.removeprefix("task.data.")] = f"${{{link}}}"
+    return {"_target_": "dcasgd_repro.data.memory.InMemory", **node}
+
+
+def _workers(law: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of ``Generated`` workers with all its keys, ``law`` that of their computing."""
+    node: dict[str, Any] = {"_target_": "dcasgd_repro.schedule.Generated"}
+    for key, parameter in inspect.signature(Generated).parameters.items():
+        link = LINKS.get(f"schedule.{key}")
+        node[key] = f"${{{link}}}" if link else parameter.default
+    none = {"_target_": "dcasgd_repro.schedule.Constant", "mean_s": 0.0}
+    mean_s = {"mean_s": 1.0} if law.get("mean_s") == "???" else {}  # as in conf/schedule
+    return node | {"compute": {**law, **mean_s}, "communication": none}
 
 
 def imported(group: str, name: str) -> Any:

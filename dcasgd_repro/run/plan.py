@@ -353,6 +353,9 @@ def log_of(cfg: DictConfig, pushes: int) -> Schedule:
 
 def _answered(cfg: DictConfig, schedule: Any, rule: Callable[[], Any]) -> Any:
     """The schedule, with reactive=true one whose workers the rule may stop."""
+    if not hasattr(schedule, "messages"):
+        remedy = "derive it from dcasgd_repro.Law for a law of times, or give it messages(pushes)"
+        raise BadInput("schedule", type(schedule).__name__, remedy)
     wanted = cfg.get("reactive")
     if wanted is None:
         return schedule
@@ -368,9 +371,12 @@ def _log(
     schedule: Any, steps: int, pushes: int, full: Callable[[str, BadInput], BadInput]
 ) -> Schedule:
     try:
-        log: Schedule = stepping(schedule, steps).messages(pushes)
+        log = stepping(schedule, steps).messages(pushes)
     except BadInput as error:
         raise full("schedule", error) from None
+    if not isinstance(log, Schedule):
+        named, kind = type(schedule).__name__, type(log).__name__
+        raise BadInput("schedule", f"{named}.messages", f"returns a {kind}; give a Schedule")
     return log
 
 

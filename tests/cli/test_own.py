@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -14,12 +15,12 @@ from dcasgd_repro.cli import commands as cli
 from dcasgd_repro.cli.help import CONF
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.run.compose import composed, own_folders
-from dcasgd_repro.run.plan import plan_of
+from dcasgd_repro.run.plan import log_of, plan_of
 from dcasgd_repro.run.read import summary_of
 from dcasgd_repro.study import reproduce
 from dcasgd_repro.study.grid import study
 
-EXAMPLE, DATA, TASK = re.findall(
+EXAMPLE, DATA, LAW, TASK = re.findall(
     r"```python\n(.*?)```", (CONF / "README.md").read_text(), flags=re.DOTALL
 )
 NET = """\
@@ -41,7 +42,7 @@ class Leaf:
 """
 SMALL = "images=64 batch=8 test_images=8 workers=2 epochs=1 threads=1"
 SYNTHETIC = f"task=synthetic {SMALL} task.stats_images=8 task.train_images=8"
-OWN = (("my_rule", EXAMPLE), ("my_net", NET), ("my_task", TASK), ("my_data", DATA))
+OWN = (("my_rule", EXAMPLE), ("my_net", NET), ("my_task", TASK), ("my_data", DATA), ("my_law", LAW))
 
 
 @pytest.fixture
@@ -182,6 +183,69 @@ def test_data_that_do_not_fit_are_refused_in_one_line(
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith(f"dcasgd-repro: {REFUSED[words]}")
     assert not Path("X").exists()
+
+
+def test_a_law_of_ones_own_trains_and_is_its_file(here: Path) -> None:
+    law = "schedule=my_law:Pareto schedule.compute.shape=3 schedule.straggler=2 workers=4"
+    cfg = composed(["scale=smoke", "task=quadratic", *law.split()])
+    assert cfg.schedule == {
+        "_target_": "dcasgd_repro.schedule.Generated", "workers": 4, "seed": 0,
+        "compute": {"_target_": "my_law.Pareto", "mean_s": 1.0, "shape": 3},
+        "communication": {"_target_": "dcasgd_repro.schedule.Constant", "mean_s": 0.0},
+        "speeds": None, "ramp": 1.0, "straggler": 2, "request_share": 0.0, "barrier": False,
+    }  # fmt: skip
+    log = log_of(cfg, 4000)
+    assert log.delays().mean() == pytest.approx(3, abs=0.05)
+    assert log.duration_s == pytest.approx(4000 / 3.5, rel=0.05)  # 3 workers of 1 s, one of 2 s
+    words = f"task=quadratic images=64 batch=4 {law} run_dir=A"
+    assert cli.dispatch("train", words.split()) == 0
+    assert list(config("A")["sources"]) == ["schedule_compute"]
+    assert cli.verify(["A"]) == 0
+    cells = {"mine": f"task=quadratic {law}", "theirs": "task=quadratic workers=4"}
+    (here / "both").mkdir()
+    (here / "both" / "grid.yaml").write_text(yaml.dump({"title": "Both", "cells": cells}))
+    jobs = reproduce.jobs_of(study("both"), "smoke", 1)
+    assert [reproduce.refusal(job) for job in jobs] == [None, None]
+
+
+LAWS = {
+    "-rng.exponential(1, n)": "returns the time -0.679932; times are finite, and not negative",
+    "rng.exponential(1, n) * np.nan": "returns the time nan; times are finite",
+    "rng.exponential(1, n) / 0": "returns the time inf; times are finite",
+    "rng.exponential(1, n).tolist()": "returns a list; give an array, float64 [4096]",
+    "rng.exponential(1, n + 1)": "returns float64 [4097] for n=4096; give float64 [4096]",
+    "rng.integers(1, 3, n)": "returns int64 [4096] for n=4096; give float64 [4096]",
+    "np.sort(rng.exponential(1, n))": "must give in two calls what one longer call gives, of rng",
+    "np.zeros(n)": "has the mean 0, and mean_s is 1",
+    "rng.exponental(1, n)": "raises AttributeError: 'numpy.random._generator.Generator' object",
+}
+
+
+@pytest.mark.parametrize("times", LAWS)
+def test_a_law_that_gives_no_times_is_refused_in_one_line(
+    here: Path, capsys: pytest.CaptureFixture[str], times: str
+) -> None:
+    text = LAW.replace("from dataclasses", "import numpy as np\nfrom dataclasses")
+    before, found, _ = text.partition("return ")
+    (here / "my_law.py").write_text(f"{before}{found}{times}\n")
+    with np.errstate(divide="ignore"):
+        words = ["task=quadratic", "schedule=my_law:Pareto", "run_dir=X"]
+        assert cli.dispatch("train", words) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"dcasgd-repro: schedule=Pareto.sample: {LAWS[times]}")
+    assert not Path("X").exists()
+
+
+def test_what_is_no_schedule_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "flat.py").write_text(
+        "class Idle: ...\n\nclass Listed:\n    def messages(self, pushes): return []\n"
+    )
+    for name, line in {
+        "Idle": "schedule=Idle: derive it from dcasgd_repro.Law for a law of times, or give",
+        "Listed": "schedule=Listed.messages: returns a list; give a Schedule",
+    }.items():
+        assert cli.dispatch("train", ["task=quadratic", f"schedule=flat:{name}", "run_dir=X"]) == 2
+        assert capsys.readouterr().err.startswith(f"dcasgd-repro: {line}")
 
 
 def config(folder: str) -> dict[str, dict[str, object]]:
