@@ -63,6 +63,7 @@ _HOME = {
     "schedule": (
         "Constant",
         "ConstantDelay",
+        "DrawnDelays",
         "Exponential",
         "FromDelays",
         "FromFile",

@@ -109,7 +109,8 @@ def scale_line(cfg: DictConfig) -> str:
 
 def schedule(cfg: DictConfig, argv: Sequence[str]) -> Done:
     from dcasgd_repro.cli.hydra import Done
-    from dcasgd_repro.run.plan import length_of, log_of
+    from dcasgd_repro.run.plan import build, length_of, log_of
+    from dcasgd_repro.schedule import repeats
     from dcasgd_repro.study import runs
 
     log = log_of(cfg, length_of(cfg).pushes)
@@ -117,10 +118,11 @@ def schedule(cfg: DictConfig, argv: Sequence[str]) -> Done:
     found: list[str] = []
     if cfg.reactive:
         from dcasgd_repro.reactive import answers
-        from dcasgd_repro.run.plan import build
 
         found = answers(build(cfg, "rule"), log)
     print(runs.schedule(log, out, found))
+    if said := repeats(build(cfg, "schedule"), log.pushes):
+        print(f"note      {said}")
     delays = log.delays()
     return Done(0, f"delay {delays.mean():.2f} ± {delays.std():.2f}, at most {delays.max()}  {out}")
 

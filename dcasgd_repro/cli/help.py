@@ -70,7 +70,8 @@ usage: dcasgd-repro schedule [schedule=NAME] [workers=M] [KEY=VALUE ...]
 
   schedule=     {schedule}
   KEY=VALUE     any key of the config: seed=1 schedule.compute.cv=0.5 scale=laptop
-                run_dir=DIR (where the log and the figure go)
+                run_dir=DIR (where the log and the figure go);
+                schedule=my_law:Pareto is a law of times of yours, in my_law.py where you stand
 
 Prints the table of delays, the log's sha256 and its simulated duration; saves the log, the table
 and a figure: a histogram of the delays, and who computes and waits in the first rounds. The number

@@ -47,7 +47,7 @@ from dcasgd_repro.run.read import (
     summary_of,
     threads_per_gradient,
 )
-from dcasgd_repro.schedule import PUSH, Recording, Schedule
+from dcasgd_repro.schedule import PUSH, Recording, Schedule, repeats
 from dcasgd_repro.schedule.live import Event, going_on, recorded
 from dcasgd_repro.simulate import Server, Step, norm, simulate
 
@@ -431,6 +431,10 @@ def notes(plan: Plan, log: Schedule) -> Iterator[str]:
     if plan.rule.for_rounds and not log.in_rounds:
         name = plan.rule.name
         yield f"no barrier: {name} averages gradients as they come (schedule.barrier=true)"
+    if said := repeats(plan.schedule, log.pushes):
+        yield said
+    if getattr(plan.schedule, "virtual", None):
+        yield "every push has its own delay, whatever the workers do: they are virtual"
     if log.stopped and not plan.live:
         yield f"the rule stops a worker {log.stopped:,} times; what it was computing is lost"
     if plan.backup != "pull" and not pulls_later(log):

@@ -31,7 +31,7 @@ YOUNGER: tuple[str, ...] = (
     "task.data.validation",
     "rule.curvature",
 )
-YOUNGER += ("task.local_steps", "task.local_lr", "task.model.classes")
+YOUNGER += ("task.local_steps", "task.local_lr", "task.model.classes", "schedule.virtual")
 
 
 def flat(config: Mapping[str, Any], without: Sequence[str] = LEFT_OUT) -> dict[str, Any]:

@@ -1,10 +1,10 @@
 """Schedules: the server's message log, made by workers, recorded, or from a file. No torch.
 
 Open ``log.py`` for the log itself, ``workers.py`` for laws of times and the logs they make,
-``delays.py`` for the recorded delays of a real run, ``live.py`` for a log that a cluster makes.
+``delays.py`` for delays, recorded or drawn, ``live.py`` for a log that a cluster makes.
 """
 
-from dcasgd_repro.schedule.delays import FromDelays
+from dcasgd_repro.schedule.delays import DrawnDelays, FromDelays
 from dcasgd_repro.schedule.live import Live, Recording
 from dcasgd_repro.schedule.log import (
     KINDS,
@@ -15,6 +15,7 @@ from dcasgd_repro.schedule.log import (
     Message,
     Schedule,
     delay_table,
+    repeats,
 )
 from dcasgd_repro.schedule.workers import (
     Constant,
@@ -35,6 +36,7 @@ __all__ = [
     "PUSH",
     "Constant",
     "ConstantDelay",
+    "DrawnDelays",
     "Exponential",
     "FromDelays",
     "FromFile",
@@ -48,5 +50,6 @@ __all__ = [
     "Schedule",
     "Summed",
     "delay_table",
+    "repeats",
     "stepping",
 ]

@@ -41,6 +41,7 @@ from dcasgd_repro.run.read import (
     pushes_of,
     summary_of,
 )
+from dcasgd_repro.schedule import DrawnDelays
 from dcasgd_repro.study.grid import Cell, Study
 from dcasgd_repro.study.launchers import Handle, Launcher
 
@@ -189,7 +190,8 @@ def _composed(
 def refusal(job: Job) -> str | None:
     """Why ``train`` would refuse a job's run, if it would: its objects are made, and let go.
 
-    Of its schedule a recorded log is read whole; of one that is drawn only the beginning.
+    Of its schedule a recorded log is read whole, and delays that are drawn are drawn all; of
+    workers' times only the beginning.
     """
     try:
         cfg = composed(job.overrides, job.folders)
@@ -197,8 +199,8 @@ def refusal(job: Job) -> str | None:
         refuse_unread(cfg, words, all_keys(words, job.folders) if added(words) else [])
         made = plan_of(cfg)
         check_rule_is_held(made.rule)
-        recorded = hasattr(made.schedule, "path")
-        log_of(cfg, job.pushes if recorded else 1)
+        whole = hasattr(made.schedule, "path") or isinstance(made.schedule, DrawnDelays)
+        log_of(cfg, job.pushes if whole else 1)
     except BadInput as error:
         return f"cell {job.cell.name}: {error}"
     return None
