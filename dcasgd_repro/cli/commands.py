@@ -247,6 +247,19 @@ def study_help(text: str, tuned: bool = False) -> int:
     return 0
 
 
+def new(arguments: list[str]) -> int:
+    parser = Parser("dcasgd-repro new", description=texts.NEW_HELP)
+    parser.add_argument("kind", choices=("rule", "study"))
+    parser.add_argument("name", metavar="NAME", help="as in my_rule")
+    given = parser.parse_args(arguments)
+
+    from dcasgd_repro.cli import new as skeletons
+
+    write = {"rule": skeletons.rule, "study": skeletons.study}[given.kind]
+    print(write(given.name))
+    return 0
+
+
 def verify(arguments: list[str]) -> int:
     parser = Parser("dcasgd-repro verify", description=texts.VERIFY_HELP)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a kept run's folder")
@@ -317,6 +330,7 @@ OWN: dict[str, Callable[[list[str]], int]] = {
     "report": report,
     "diagnose": diagnose,
     "verify": verify,
+    "new": new,
     "data": data,
     "bench": bench,
     "completion": completion,

@@ -10,9 +10,8 @@ CONF = Path(__file__).parents[1] / "conf"
 if not CONF.exists():  # an editable install: conf/ stands beside the package
     CONF = Path(__file__).parents[2] / "conf"
 
-COMMANDS = (
-    "train, schedule, check, reproduce, tune, report, diagnose, verify, data, bench or completion"
-)
+COMMANDS = "train, schedule, check, reproduce, tune, report, diagnose, verify, new, data, bench"
+COMMANDS += " or completion"
 
 HELP = """\
 dcasgd-repro: asynchronous SGD with delay compensation, simulated on one device
@@ -27,6 +26,7 @@ usage: dcasgd-repro COMMAND [...]
   report     tables and figures from finished runs, beside the paper's
   diagnose   what happened in a run: a figure and a paragraph
   verify     make the start of a committed run again and compare
+  new        begin a rule or a study of your own: commented files in the current folder
   data       fetch, verify or find CIFAR-10
   bench      what a simulated worker costs on this device
   completion print what completes these words in bash: eval "$(dcasgd-repro completion bash)"
@@ -153,6 +153,9 @@ VERIFY_HELP = """Makes the first pushes of a committed run again: in float64, wh
 its fingerprint.json within 1e-9 on any machine, and in float32, which must equal the rows of its
 metrics.csv up to push 200, digit for digit, where processor, torch and threads are the run's own.
 Elsewhere it says what differs, and by how much. Exit code 1 where it is another run."""
+NEW_HELP = """A rule or study of your own to begin with, in the current folder: NAME.py, a rule with
+comments, and test_NAME.py, which tries it; or experiments/NAME/claim.md and grid.yaml. Nothing is
+overwritten."""
 DATA_HELP = "CIFAR-10: fetch it, verify it bit for bit, or say where it is looked for."
 BENCH_HELP = """Paired timings on this device: what simulating workers costs over plain PyTorch, how
 much memory backups take, how fast schedules, updates and engines are. About 25 minutes for
