@@ -276,6 +276,8 @@ class Classifier:
             before = state()
             try:
                 logits = self.module(images.to(self.dtype))
+            except (MemoryError, torch.OutOfMemoryError):
+                raise
             except Exception as error:  # whatever a network of theirs raises
                 remedy = f"does not take images {[*images.shape]}: {in_words(error)}"
                 raise BadInput("model", self.conf.model, remedy) from None

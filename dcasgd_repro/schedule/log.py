@@ -294,8 +294,9 @@ def repeated(times: int, log: Schedule) -> Schedule:
     computing = log.kind[::-1][ends] == PULL
     again = np.delete(np.arange(len(log)), begins[computing])
     which = np.concatenate([np.arange(len(log)), np.tile(again, times - 1)])
-    period_s = np.repeat(np.arange(times), [len(log), *[len(again)] * (times - 1)]) * log.duration_s
-    clock = np.maximum.accumulate(log.clock[which] + period_s)  # a sum may be rounded back
+    turn = np.concatenate([np.zeros(len(log)), np.repeat(np.arange(1, times), len(again))])
+    # A sum may be rounded back.
+    clock = np.maximum.accumulate(log.clock[which] + turn * log.duration_s)
     return Schedule(clock, log.kind[which], log.worker[which], log.workers)
 
 
