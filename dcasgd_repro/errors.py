@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,17 @@ def check_choice(key: str, value: Any, choices: Sequence[Any]) -> None:
     ):
         names = [str(choice).lower() if isinstance(choice, bool) else choice for choice in choices]
         raise BadInput(key, value, f"choose {', '.join(names[:-1])} or {names[-1]}")
+
+
+@contextlib.contextmanager
+def told_as(key: str, value: str) -> Iterator[None]:
+    """Turns what a reader's own code raises into BadInput, in one line with the line of theirs."""
+    try:
+        yield
+    except BadInput:
+        raise
+    except Exception as error:  # whatever their code raises
+        raise BadInput(key, value, f"raises {in_words(error)}") from None
 
 
 def in_words(error: Exception) -> str:

@@ -1,25 +1,30 @@
 """Schedules that answer back: the rule stops workers, and so has a part in the order of messages.
 
 A rule of this kind decides by delays, workers and counts, never by what is in a gradient. So what
-it does can be played before the run, on a vector of one number whose gradients are zero. The log
-that is made so is like any other: it is hashed, saved, resumed, and replayed by every engine.
+it does can be played before the run, on a small vector whose gradients are zero. The log that is
+made so is like any other: it is hashed, saved, resumed, and replayed by every engine. A run checks
+at each push that its rule stops those that were stopped in the play.
 """
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Iterator
+import copy
+import reprlib
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
 
-import numpy as np
 import torch
 
-from dcasgd_repro.errors import BadInput, check_whole
+from dcasgd_repro.errors import BadInput, check_whole, told_as
 from dcasgd_repro.rules import Rule
-from dcasgd_repro.schedule import KINDS, PULL, PUSH, Generated, Schedule
+from dcasgd_repro.rules.rule import size_of
+from dcasgd_repro.schedule import KINDS, PULL, PUSH, Generated, Schedule, disturbed
 from dcasgd_repro.simulate import Server
 
 APPLIED, KEPT, IGNORED = "applied", "kept", "ignored"
+SIZE = 4  # entries of a play's vector: those that run/check.py tries a rule on
 
 
 @dataclass(frozen=True)
@@ -36,10 +41,11 @@ class Reactive:
     rule: Rule
 
     def __post_init__(self) -> None:
-        if not isinstance(self.times, Generated) or self.times.barrier:
-            what = "a barrier" if isinstance(self.times, Generated) else type(self.times).__name__
-            remedy = "its workers do not run freely; take gamma, straggler, paper_cluster, ..."
-            raise BadInput("schedule", what, remedy)
+        remedy = "its workers do not run freely; take gamma, straggler, paper_cluster, ..."
+        if not isinstance(self.times, Generated):
+            raise BadInput("schedule", type(self.times).__name__, remedy)
+        if self.times.barrier:
+            raise BadInput("barrier", True, remedy)
 
     @property
     def workers(self) -> int:
@@ -48,40 +54,53 @@ class Reactive:
     def messages(self, pushes: int) -> Schedule:
         """The log up to its ``pushes``-th push; a longer log begins with every shorter one."""
         check_whole("pushes", pushes, 1)
-        if type(self.rule).stops is Rule.stops:
+        if not may_stop(self.rule):
             return self.times.messages(pushes)
-        lines = list(self._lines(pushes))
-        clock, kind, worker = (np.array(column) for column in zip(*lines, strict=True))
-        return Schedule(clock, kind, worker, self.workers)
-
-    def _lines(self, pushes: int) -> Iterator[tuple[float, int, int]]:
         play = Play(self.rule, self.workers)
-        cycles = [self.times.cycles(m) for m in range(self.workers)]
-        away_s = [0.0] * self.workers  # from each worker's push to its next pull
-        turn = [0] * self.workers  # how often it was stopped
-        due = [(0.0, m, 0, PULL) for m in range(self.workers)]
-        while play.server.pushes < pushes:
-            clock, m, of, kind = heapq.heappop(due)
-            if of != turn[m]:  # it was stopped before this push
-                continue
-            yield clock, kind, m
+
+        def answer(kind: int, m: int) -> list[int]:
             play.message(kind, m)
-            if kind == PULL:
-                busy_s, away_s[m] = next(cycles[m])
-                heapq.heappush(due, (clock + busy_s, m, of, PUSH))
-                continue
-            heapq.heappush(due, (clock + away_s[m], m, of, PULL))
-            for other in play.stopped():
-                turn[other] += 1
-                heapq.heappush(due, (clock, other, turn[other], PULL))
+            return play.stopped() if kind == PUSH else []
+
+        return disturbed(self.times).answered(pushes, answer)
+
+
+def may_stop(rule: Rule) -> bool:
+    """Whether a rule has a ``stops`` of its own."""
+    return type(rule).stops is not Rule.stops
+
+
+def named_by(rule: Rule, state: Any, delays: Sequence[int]) -> list[int]:
+    """The workers that ``rule.stops`` names, in order.
+
+    Raises BadInput, naming the class and the method, where it raises or returns anything else.
+    """
+    method = f"{type(rule).__name__}.stops"
+    with told_as("rule", method):
+        found: Any = rule.stops(state, delays)
+    listed = isinstance(found, Sequence | Set) and not isinstance(found, str | bytes | bytearray)
+    for m in found if listed else [found]:
+        whole = listed and isinstance(m, Integral) and not isinstance(m, bool)
+        if not whole or not 0 <= m < len(delays):
+            said = " ".join(reprlib.repr(m).split())
+            inside = f"a {type(found).__name__} with " if listed else ""
+            remedy = f"return a list of workers, whole numbers from 0 to {len(delays) - 1}"
+            what = f"returns {inside}{said} ({type(m).__name__}); {remedy}"
+            raise BadInput("rule", method, what)
+    return sorted(set(map(int, found)))
 
 
 class Play:
-    """A rule's server on a vector of one number, whose gradients are zero: what it would do."""
+    """A rule's server on a small vector, whose gradients are zero: what it would do.
+
+    The rule is a copy, so that a run of it is left alone. What it raises is BadInput.
+    """
 
     def __init__(self, rule: Rule, workers: int) -> None:
-        self.zero = torch.zeros(1, dtype=torch.float64)
-        self.server = Server(rule, self.zero, workers)
+        self.name = type(rule).__name__
+        self.zero = torch.zeros(size_of(rule, SIZE), dtype=torch.float64)
+        with told_as("rule", f"{self.name}.init"):
+            self.server = Server(copy.deepcopy(rule), self.zero, workers)
         self.computing: set[int] = set()
 
     def message(self, kind: int, m: int) -> str | None:
@@ -91,21 +110,42 @@ class Play:
         """
         server = self.server
         if kind == PULL:
-            server.receive_pull(m)
+            with told_as("rule", f"{self.name}.sends"):
+                server.receive_pull(m)
             self.computing.add(m)
             return None
         t, state = server.t, server.state
-        server.receive_gradient(m, self.zero, 1.0)
+        with told_as("rule", f"{self.name}.direction"):
+            server.receive_gradient(m, self.zero, 1.0)
         self.computing.discard(m)
         if server.t > t:
             return APPLIED
         return IGNORED if server.state is state else KEPT
 
-    def stopped(self) -> list[int]:
-        """The workers that the rule stops now, of those that compute."""
-        server = self.server
+    def stopped(self, server: Server | None = None) -> list[int]:
+        """The workers that the rule stops now, of those that compute; ``server``: in its state."""
+        server = server or self.server
         delays = [server.t - at for at in server.sent_at]
-        return sorted(self.computing.intersection(server.rule.stops(server.state, delays)))
+        return [m for m in named_by(server.rule, server.state, delays) if m in self.computing]
+
+
+class Followed:
+    """A run's reactive log, and the play that it was made by, a push after the other."""
+
+    def __init__(self, rule: Rule, log: Schedule) -> None:
+        self.play, self._rest = Play(rule, log.workers), iter(log)
+
+    def check(self, server: Server) -> None:
+        """After a push: refuses a rule that stops others there than in the play. BadInput."""
+        play = self.play
+        while play.server.pushes < server.pushes:
+            _, kind, m = next(self._rest)
+            play.message(KINDS.index(kind), m)
+        if (found := play.stopped(server)) != (played := play.stopped()):
+            what = f"stops workers {found} after push {server.pushes:,}, and {played} where "
+            what += "gradients are zero; a reactive schedule is made before the run, so counts and "
+            what += "delays must decide"
+            raise BadInput("rule", f"{play.name}.stops", what)
 
 
 def answers(rule: Rule, log: Schedule) -> list[str]:

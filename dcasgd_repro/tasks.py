@@ -33,6 +33,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from dcasgd_repro.data.folders import Folders
 from dcasgd_repro.data.images import Batch, Images, stream
+from dcasgd_repro.data.split import Classes, Dirichlet, split_of
 from dcasgd_repro.errors import BadInput, check_number, check_whole, in_words
 from dcasgd_repro.models import Network, laid_out
 
@@ -126,6 +127,9 @@ class Classification:
                        mean over the workers of the means, and of the variances, that each takes at
                        the vector it holds, on its own share of the ``stats_images``. The spread of
                        the workers' means adds nothing to that variance.
+    ``split``          None: each epoch's images are dealt anew to the workers. "dirichlet" and
+                       "classes": each worker has a part of its own, by ``alpha`` or
+                       ``classes_per_worker``, see data/split.py. One worker has all images
     """
 
     model: Any
@@ -134,6 +138,9 @@ class Classification:
     stats_images: int = 2000
     train_images: int = 2000
     statistics: str | None = None
+    split: str | None = None
+    alpha: float | None = None
+    classes_per_worker: int | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.model, partial):
@@ -152,10 +159,21 @@ class Classification:
             if self.stats_images < self.data.workers:
                 remedy = f"statistics=workers needs an image for each of {self.data.workers}"
                 raise BadInput("stats_images", self.stats_images, remedy)
+        if self.division is not None and self.statistics is not None:
+            remedy = "takes them on images of all kinds, not on a worker's own; leave one out"
+            raise BadInput("statistics", self.statistics, remedy)
+
+    @property
+    def division(self) -> Dirichlet | Classes | None:
+        """How the images are split among the workers; None: anew each epoch."""
+        return split_of(self.split, self.alpha, self.classes_per_worker)
 
     def on(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Classifier:
         """The task on a device, its data loaded and verified."""
-        return Classifier(self, self.data.load(device, dtype), device, dtype)
+        images = self.data.load(device, dtype)
+        if self.division is not None:
+            images.divide(self.division)
+        return Classifier(self, images, device, dtype)
 
 
 class Classifier:

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +17,10 @@ from rules_under_test import RULES
 from dcasgd_repro.cli import commands as cli
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.reactive import APPLIED, IGNORED, KEPT, Play, Reactive, answers
-from dcasgd_repro.rules import ASGD, Malenia, Rennala, Ringmaster, Rule, Throttle
-from dcasgd_repro.run import read
+from dcasgd_repro.rules import ASGD, HeLoCo, Malenia, Rennala, Ringmaster, Rule, Throttle
+from dcasgd_repro.run import checkpoint, identity, read
+from dcasgd_repro.run.compose import composed
+from dcasgd_repro.run.plan import plain_config
 from dcasgd_repro.schedule import (
     PUSH,
     Constant,
@@ -26,6 +31,10 @@ from dcasgd_repro.schedule import (
     Schedule,
     stepping,
 )
+from dcasgd_repro.study import runs
+from dcasgd_repro.study.figures import timeline
+from dcasgd_repro.study.grid import Cell
+from dcasgd_repro.study.reproduce import Job, refusal
 
 ORACLE = Path(__file__).parent / "oracle" / "rules"
 STOPPING = [Ringmaster(threshold=3), Rennala(), Rennala(collect=2), Malenia(), Throttle()]
@@ -151,19 +160,17 @@ def test_the_workers_stopped_are_those_that_others_code_stopped() -> None:
     assert seen > 80
 
 
-@pytest.mark.parametrize("rule", RULES, ids=repr)
+@pytest.mark.parametrize("rule", [*RULES, HeLoCo(blocks=(2, 6))], ids=repr)
 def test_a_rule_stops_as_it_does_whatever_the_gradients_are(rule: Rule) -> None:
     """What makes it right to play a rule beforehand: its answers do not depend on gradients."""
     rng = torch.Generator().manual_seed(0)
     log, workers = Generated(3, 5, Gamma(1.0, cv=0.8)).messages(60), 3
-    if getattr(rule, "blocks", ()):
-        return  # a vector of its own size; no such rule stops anybody
     found = answers(rule, log)
     play = Play(rule, workers)
     stopped = []
     again = []
     for _, kind, m in log:
-        play.zero = torch.randn(1, generator=rng, dtype=torch.float64)
+        play.zero = torch.randn(len(play.zero), generator=rng, dtype=torch.float64)
         answer = play.message(int(kind == "push"), m)
         again += [answer] if answer else []
         stopped.append(play.stopped())
@@ -211,15 +218,24 @@ def test_it_stops_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_refusals(capsys: pytest.CaptureFixture[str]) -> None:
     barrier = dataclasses.replace(TIMES["gamma"], barrier=True)
-    for times, what in ((barrier, "a barrier"), (Live(3), "Live")):
-        with pytest.raises(BadInput, match=f"^schedule={what}: its workers do not run freely"):
+    for times, what in ((barrier, "barrier=True"), (Live(3), "schedule=Live")):
+        with pytest.raises(BadInput, match=f"^{what}: its workers do not run freely"):
             Reactive(times, ASGD())  # type: ignore[arg-type]
-    for word, message in (
-        ("reactive=often", "reactive=often: choose true or false"),
-        ("reactive=true schedule.barrier=true", "schedule=a barrier: its workers do not run"),
+    for command, word, said in (
+        ("train", "schedule.barrier=true", "schedule.barrier=True"),
+        ("schedule", "schedule=barrier", "schedule=barrier"),
+        ("schedule", "schedule=live", "schedule=live"),
+        ("schedule", "schedule=constant_delay schedule.delay=3", "schedule=constant_delay"),
+        ("train", "schedule=file schedule.path=log.csv", "schedule=file"),
     ):
-        assert cli.dispatch("train", [*WORDS.split(), *word.split()]) == 2
-        assert message in capsys.readouterr().err
+        words = [*WORDS.split(), "reactive=true", *word.split()]
+        assert cli.dispatch(command, words) == 2
+        line = f"{said}: its workers do not run freely; take gamma, "
+        assert capsys.readouterr().err.startswith(f"dcasgd-repro: {line}")
+    job = Job(Cell("a", ()), 1, (*words, "scale=smoke"), 8, Path("x"))
+    assert str(refusal(job)).startswith(f"cell a: {line}")
+    assert cli.dispatch("train", [*WORDS.split(), "reactive=often"]) == 2
+    assert "reactive=often: choose true or false" in capsys.readouterr().err
 
 
 def test_a_rate_may_follow_the_updates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,3 +260,171 @@ def test_a_rate_may_follow_the_updates(tmp_path: Path, monkeypatch: pytest.Monke
     assert sums[0] == sums[3] != sums[1] == sums[2]
     assert cli.verify(["B"]) == 0
     assert cli.dispatch("train", [*WORDS.split(), "lr_by=epochs"]) == 2
+
+
+def test_what_null_means_said_aloud_is_no_other_run() -> None:
+    def marks(*words: str) -> tuple[str, str]:
+        config = plain_config(composed(["task=quadratic", "scale=smoke", *words]))
+        return identity.identity(config), identity.config_hash(config)
+
+    unsaid = marks()
+    assert marks("reactive=false", "lr_by=pushes") == marks("reactive=false") == unsaid
+    assert marks("lr_by=pushes") == unsaid
+    others = [marks("reactive=true"), marks("lr_by=updates"), unsaid]
+    assert len({mark for both in others for mark in both}) == 6
+
+
+def test_a_run_goes_on_where_what_null_means_is_said(tmp_path: Path) -> None:
+    run_dir = f"run_dir={tmp_path / 'A'}"
+    for words in (["stop_epoch=1"], ["reactive=false", "lr_by=pushes"]):
+        assert cli.dispatch("train", [*WORDS.split(), run_dir, *words]) == 0
+    assert read.summary_of(tmp_path / "A")["pushes"] == 128
+
+
+def test_shares_of_time_are_of_the_whole_log() -> None:
+    # Worker 1 pulls at 0, 3 and 6, when it is stopped, and the log ends at 9: 6 s of 9 are lost.
+    log = Reactive(Generated(2, 0, Constant(1.0), speeds=(1.0, 0.1)), Ringmaster(3)).messages(9)
+    first, second = timeline.shares_of_each(log)
+    assert (first[timeline.COMPUTES], second[timeline.STOPPED]) == (1.0, 6 / 9)
+    text = runs.work(log, [APPLIED] * 9).splitlines()
+    assert [line.split()[-3:] for line in text[2:]] == [["0", "0%", "0%"], ["2", "67%", "0%"]]
+    log = Reactive(TIMES["far"], Throttle()).messages(60)
+    for does, share in timeline.shares(log).items():
+        each = [part[does] for part in timeline.shares_of_each(log)]
+        assert share == pytest.approx(sum(each) / len(each))
+        assert share > 0.05
+
+
+OWN = """\
+from dataclasses import dataclass
+
+import torch
+
+from dcasgd_repro import Direction, Rule
+
+
+class Late(Rule):
+    def init(self, w, workers):
+        return 0
+
+    def direction(self, arrival, state):
+        return Direction(arrival.grad, state + 1)
+
+    def stops(self, state, delays):
+        return [m for m in (0, 1, 2, 3)[: 40 - state] if delays[m] > 4] + [state // 30 * 9]
+
+
+class Tires(Late):
+    def direction(self, arrival, state):
+        if state == 30:
+            raise KeyError("tired")
+        return Direction(arrival.grad, state + 1)
+
+    def stops(self, state, delays):
+        return []
+
+
+@dataclass(frozen=True)
+class Sizes(Late):
+    blocks: tuple = (1, 1)
+
+    def direction(self, arrival, state):
+        step = torch.cat([part / 2 for part in arrival.grad.split(self.blocks)])
+        return Direction(step, state + 1)
+
+    def stops(self, state, delays):
+        return [m for m, delay in enumerate(delays) if delay > 4]
+
+
+class Large(Late):
+    def init(self, w, workers):
+        return torch.zeros(())
+
+    def direction(self, arrival, state):
+        return Direction(arrival.grad, state + (arrival.grad.abs().sum() < 0.5))
+
+    def stops(self, state, delays):
+        return [m for m, delay in enumerate(delays) if delay > 4 and state > 20]
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Words of a reactive run of a rule of one's own, to which its class is added."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "own_stops.py").write_text(OWN)
+    yield [*WORDS.replace("rule=ringmaster rule.threshold=4 ", "").split(), "reactive=true"]
+    sys.modules.pop("own_stops", None)
+
+
+def test_a_rule_that_errs_late_is_refused_in_one_line(
+    own: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Later than the trial before a run, so where its log is made."""
+    for name, message in (
+        ("Late", "Late.stops: returns a list with 9 (int); return a list of workers, whole num"),
+        ("Tires", "Tires.direction: raises KeyError: 'tired' ("),
+    ):
+        for command in ("train", "schedule"):
+            assert cli.dispatch(command, [*own, f"rule=own_stops:{name}", "run_dir=A"]) == 2
+            [line] = capsys.readouterr().err.splitlines()
+            assert line.startswith(f"dcasgd-repro: rule={message}")
+    assert "own_stops.py, line 22: raise KeyError(" in line
+    assert not Path("A").exists()
+
+
+def test_a_rule_with_sizes_of_its_own_is_played_at_them(
+    own: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [word for word in own if not word.startswith("rule")]
+    assert cli.dispatch("schedule", [*words, "rule=heloco", "rule.blocks=[2,6]"]) == 0
+    assert " 0   " in capsys.readouterr().out
+    assert cli.dispatch("train", [*own, "rule=own_stops:Sizes", "run_dir=A"]) == 0
+    log = read.Run.read(Path("A")).log
+    assert log is not None
+    assert log.stopped > 5
+
+
+def test_a_rule_that_decides_by_gradients_ends_where_its_log_does_not_hold(
+    own: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*own, "rule=own_stops:Large", "log_every=1"]
+    pushes = []
+    for path, engine in (("A", "plain"), ("A", "plain"), ("B", "threads")):  # A goes on, and ends
+        more = [f"run_dir={path}", f"engine={engine}"]
+        assert cli.dispatch("train", [*words, *more]) == 2
+        [line] = [x for x in capsys.readouterr().err.splitlines() if x.startswith("dcasgd-repro: ")]
+        said = re.fullmatch(
+            r"dcasgd-repro: rule=Large.stops: stops workers \[.*\] after push (\d+), and \[.*\] "
+            r"where gradients are zero; a reactive .*",
+            line,
+        )
+        assert said is not None
+        pushes.append(int(said.group(1)))
+        summary = read.summary_of(Path(path))
+        assert (summary["status"], summary["pushes"]) == ("failed", pushes[0])
+        saved = checkpoint.load(Path(path), torch.device("cpu"))
+        assert saved is not None
+        assert saved["server"]["pushes"] == pushes[0]
+    assert len(set(pushes)) == 1
+    assert pushes[0] > 20
+    assert read.rows_of(Path("A"))["push"].tolist() == list(range(1, pushes[0]))
+
+
+class Counts(Ringmaster):
+    """It counts in itself, and stops somebody at every fifth count."""
+
+    def direction(self, arrival: Any, state: Any) -> Any:
+        vars(self)["count"] = vars(self).get("count", 0) + 1
+        return super().direction(arrival, state)
+
+    def stops(self, state: Any, delays: Any) -> list[int]:
+        return [] if vars(self).get("count", 0) % 5 else [0]
+
+
+def test_a_play_leaves_the_rule_as_it_was() -> None:
+    rule = Counts(threshold=9)
+    reactive = Reactive(TIMES["gamma"], rule)
+    assert reactive.messages(40).sha256() == reactive.messages(40).sha256()
+    assert vars(rule) == {"threshold": 9}

@@ -108,18 +108,18 @@ def scale_line(cfg: DictConfig) -> str:
 
 
 def schedule(cfg: DictConfig, argv: Sequence[str]) -> Done:
-    from dcasgd_repro.cli.hydra import Done
-    from dcasgd_repro.run.plan import build, length_of, log_of
+    from dcasgd_repro.cli.hydra import Done, typed
+    from dcasgd_repro.run.plan import build, length_of, log_of, rule_of
     from dcasgd_repro.schedule import repeats
     from dcasgd_repro.study import runs
 
-    log = log_of(cfg, length_of(cfg).pushes)
+    log = log_of(cfg, length_of(cfg).pushes, *typed(cfg))
     out = Path(cfg.run_dir or f"outputs/schedule/{log.sha256()[:8]}")
     found: list[str] = []
     if cfg.reactive:
         from dcasgd_repro.reactive import answers
 
-        found = answers(build(cfg, "rule"), log)
+        found = answers(rule_of(cfg), log)
     print(runs.schedule(log, out, found))
     if said := repeats(build(cfg, "schedule"), log.pushes):
         print(f"note      {said}")

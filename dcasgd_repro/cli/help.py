@@ -93,9 +93,9 @@ usage: dcasgd-repro check rule=NAME [rule.KEY=VALUE ...] [-m]
 Tries the rule on small quadratics with 4 workers, a line for each check: what was demanded, what
 was found, ok or fails. It must not write into what it is given, and must give the same answer to
 the same arguments; its state must survive a checkpoint after any push, to the bit; where it says
-elementwise, a part of a vector must have the whole's bits; every kind of log must be replayed, and
-by every engine alike; zero gradients must leave w finite; the loss of a quadratic must fall. Takes
-about 3 s. Exits with 1 if a check fails.
+elementwise, a part of a vector must have the whole's bits; it must stop workers by counts and
+delays alone; every kind of log must be replayed, and by every engine alike; zero gradients must
+leave w finite; the loss of a quadratic must fall. Takes about 3 s. Exits with 1 if a check fails.
 
 examples
   dcasgd-repro check rule=my_rule:MyRule rule.power=2

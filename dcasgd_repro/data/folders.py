@@ -185,6 +185,10 @@ class Folders(Partitioned[np.ndarray]):
         self._decoders = Decoders((cores or 1) if conf.processes is None else conf.processes)
         self._ahead: dict[int, tuple[int, Future[Pixels]]] = {}  # worker -> its batch begun
 
+    @property
+    def labels(self) -> np.ndarray:
+        return self._train.labels
+
     def batch(self, worker: int, k: int) -> Batch:
         """The k-th mini-batch of a worker, both counted from 0; any k, in any order, any thread.
 

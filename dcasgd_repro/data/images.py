@@ -20,11 +20,12 @@ from torch import Tensor
 
 from dcasgd_repro.data import fetch
 from dcasgd_repro.data.fetch import Split
+from dcasgd_repro.data.split import Classes, Dirichlet, Parts
 from dcasgd_repro.errors import BadInput, check_choice, check_number, check_whole
 
 PAD = 4  # pixels on each side that a random crop may move over
 _DRAWING = threading.Lock()  # not a data set's own: that could not be copied or pickled
-EPOCHS_KEPT = 16  # workers of unequal speed straddle epochs; an older one is drawn again
+EPOCHS_KEPT = 16  # workers of unequal speed straddle epochs; another one is drawn again
 
 # Of the 50,000 training images, per channel, in units of the pixel range.
 CIFAR10_MEAN = (0.49139968, 0.48215841, 0.44653091)
@@ -49,37 +50,68 @@ class Partitioned(ABC, Generic[Epoch]):
     no image comes twice, over all workers; the few that fill no whole batch sit it out, and other
     ones in the next. ``_draw`` says what else an epoch has. Raises BadInput: ``workers``,
     ``batch`` or ``seed`` out of range, or a batch larger than a shard.
+
+    With ``divide`` each worker has a part of its own instead, of which it draws a permutation for
+    each of its epochs: ``k // (whole batches in its part)`` is one.
     """
+
+    parts: Parts | None = None
 
     def __init__(self, size: int, workers: int, batch: int, seed: int) -> None:
         self.size, self.workers, self.batch_size, self.seed = size, workers, batch, seed
         self.batches_per_epoch = batches_per_epoch(size, workers, batch, seed)
+        self._starts = [m * (size // workers) for m in range(workers)]
+        self._batches = [self.batches_per_epoch] * workers
         self._epochs: dict[int, Epoch] = {}
+
+    @property
+    @abstractmethod
+    def labels(self) -> np.ndarray:
+        """Of the training images, int64 [N]."""
+
+    def divide(self, split: Dirichlet | Classes) -> None:
+        """Gives each worker a part of its own; a single worker keeps all. Before any batch.
+
+        Raises BadInput for a split that these images do not allow.
+        """
+        if self.workers == 1:
+            return
+        self.parts = split.parts(self.labels, self.workers, stream(self.seed, "split"))
+        sizes = [len(part) for part in self.parts]
+        if self.batch_size > (least := min(sizes)):
+            remedy = f"the smallest worker's part has {least} images; give at most {least}"
+            raise BadInput("batch", self.batch_size, remedy)
+        self._starts = [0, *np.cumsum(sizes).tolist()][:-1]
+        self._batches = [size // self.batch_size for size in sizes]
 
     @abstractmethod
     def _draw(self, number: int) -> Epoch:
         """What an epoch has, drawn from its own streams."""
 
     def _order(self, number: int) -> np.ndarray:
-        """The permutation of an epoch, int64 [N]."""
-        return stream(self.seed, "order", number).permutation(self.size)
+        """The permutation of an epoch, int64 [N]; of parts, one after another."""
+        if self.parts is None:
+            return stream(self.seed, "order", number).permutation(self.size)
+        return np.concatenate([
+            stream(self.seed, "order", number, m).permutation(part)
+            for m, part in enumerate(self.parts)
+        ])  # fmt: skip
 
     def _place(self, worker: int, k: int) -> tuple[int, slice]:
         """The epoch of mini-batch k of a worker, and where in its order the mini-batch lies."""
         if not (0 <= worker < self.workers and k >= 0):
             raise IndexError(f"no batch {k} of worker {worker} among {self.workers}")
-        number, turn = divmod(k, self.batches_per_epoch)
-        start = worker * (self.size // self.workers) + turn * self.batch_size
+        number, turn = divmod(k, self._batches[worker])
+        start = self._starts[worker] + turn * self.batch_size
         return number, slice(start, start + self.batch_size)
 
     def _epoch(self, number: int) -> Epoch:
         with _DRAWING:  # once, whichever thread asks first
-            epoch = self._epochs.get(number)
-            if epoch is None:
-                epoch = self._draw(number)
-                if len(self._epochs) >= EPOCHS_KEPT:
-                    del self._epochs[min(self._epochs)]
-                self._epochs[number] = epoch
+            known = number in self._epochs
+            epoch = self._epochs.pop(number) if known else self._draw(number)
+            if len(self._epochs) >= EPOCHS_KEPT:
+                del self._epochs[next(iter(self._epochs))]  # the one not asked for the longest
+            self._epochs[number] = epoch
             return epoch
 
 
@@ -179,6 +211,10 @@ class Images(Partitioned[_Epoch]):
         self._image_pixels = (self._height + 2 * self._pad) * padded_width
 
         self._normalised = Normalise(mean, std, self._height * self._width, self.device, dtype)
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self._train_labels.cpu().numpy()
 
     def batch(self, worker: int, k: int) -> Batch:
         """The k-th mini-batch of a worker, both counted from 0; any k, in any order."""
@@ -418,6 +454,8 @@ def batches_per_epoch(size: int, workers: int, batch: int, seed: int) -> int:
     check_whole("workers", workers, 1)
     check_whole("batch", batch, 1)
     check_whole("seed", seed, 0)
+    if workers > size:
+        raise BadInput("workers", workers, f"there are {size} training images; give at most that")
     if batch > (shard := size // workers):
         raise BadInput("batch", batch, f"give at most {shard}: {size} images / {workers} workers")
     return shard // batch

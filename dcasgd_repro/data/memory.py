@@ -170,6 +170,10 @@ class Tensors(Partitioned[Tensor]):
             for images, labels in (train, test)
         )
 
+    @property
+    def labels(self) -> np.ndarray:
+        return self._train.labels.cpu().numpy()
+
     def batch(self, worker: int, k: int) -> Batch:
         """The k-th mini-batch of a worker, both counted from 0; any k, in any order."""
         number, mine = self._place(worker, k)

@@ -95,8 +95,8 @@ class Rule(ABC):
         """The workers to stop after an arrival: they give up their gradients, and pull w anew.
 
         ``delays``: of each worker, updates since its pull. Only a reactive schedule asks, of a rule
-        that has met zeros for gradients: counts and delays decide. Those that do not compute at
-        that moment are left alone.
+        that has met zeros for gradients: counts and delays decide, and a run ends where gradients
+        do. Those that do not compute at that moment are left alone.
         """
         return ()
 
@@ -162,6 +162,12 @@ def checked_blocks(blocks: Sequence[int]) -> tuple[int, ...]:
     for size in blocks:
         check_whole("blocks", size)
     return tuple(blocks)
+
+
+def size_of(rule: Rule, otherwise: int) -> int:
+    """P of a vector to try a rule on: what its ``blocks`` add up to, ``otherwise`` without any."""
+    blocks = getattr(rule, "blocks", ())
+    return sum(blocks) if blocks and isinstance(blocks, Sequence) else otherwise
 
 
 def parts(x: Tensor, blocks: Sequence[int]) -> tuple[Tensor, ...]:

@@ -17,7 +17,9 @@ from torch import Tensor
 from dcasgd_repro.errors import BadInput, in_words
 from dcasgd_repro.fast.threads import Threads
 from dcasgd_repro.fast.waves import Waves
+from dcasgd_repro.reactive import Followed, Reactive, may_stop
 from dcasgd_repro.rules import Arrival, Direction, Rule
+from dcasgd_repro.rules.rule import size_of
 from dcasgd_repro.run import checkpoint
 from dcasgd_repro.run.check import check_contract
 from dcasgd_repro.schedule import Constant, Gamma, Generated, Message
@@ -133,7 +135,7 @@ LOGS: dict[str, Callable[[], list[Message]]] = {
 
 def task_for(rule: Rule, noise: float = 0.1, scale: float = 1.0) -> QuadraticTask:
     """A quadratic in float64, of the size that a rule with blocks asks for."""
-    size = sum(getattr(rule, "blocks", ())) or len(CURVATURE)
+    size = size_of(rule, len(CURVATURE))
     curvature = [scale * CURVATURE[k % len(CURVATURE)] for k in range(size)]
     return Quadratic(curvature, noise=noise, seed=5).on(CPU)
 
@@ -309,6 +311,21 @@ def _shown(rule: Rule, part: Callable[[Tensor], Tensor]) -> list[Tensor]:
     return out
 
 
+def stopping(rule: Rule) -> Finding:
+    """Whom it stops on a reactive schedule, made where gradients are 0, where they are not."""
+    if not may_stop(rule):
+        return Finding(True, "it stops nobody")
+    times = Generated(WORKERS, 3, Gamma(1.0, cv=0.5), straggler=3.0)
+    log, task = Reactive(times, rule).messages(40), task_for(rule)
+    server, followed, wrote = Server(rule, task.initial(0), WORKERS), Followed(rule, log), 0
+    for _ in simulate(task, server, log, lambda pushes: rate_of(rule)):
+        before = copy.deepcopy(server.state)
+        followed.check(server)
+        wrote += not same(before, server.state)
+    found = f"{log.stopped} stops at {log.pushes} pushes; {wrote} of {log.pushes} calls wrote"
+    return Finding(not wrote, f"{found}{named(rule, ['stops'] if wrote else [])}")
+
+
 def one_log(log: str, rule: Rule) -> Finding:
     messages = LOGS[log]()
     pushes = sum(message.kind == "push" for message in messages)
@@ -352,6 +369,7 @@ CHECKS: dict[str, tuple[str, Callable[[Rule], Finding]]] = {
     "zero gradients": ("w stays finite", no_gradient),
     "checkpoint": ("stopped after every push, the same bits", resumed),
     "element-wise": ("a part of a vector has the whole's bits", split),
+    "stops": ("those stopped where gradients are 0; nothing given is written", stopping),
     **{log: ("a log of this kind is replayed", partial(one_log, log)) for log in LOGS},
     "threads": ("the plain loop's bits", partial(agrees, Threads(), 0.0)),
     "waves": (f"the plain loop within {NEAR:g}", partial(agrees, Waves(), NEAR)),

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dcasgd_repro.errors import BadInput, in_words
+from dcasgd_repro.errors import BadInput, told_as
+from dcasgd_repro.reactive import named_by
 from dcasgd_repro.rules import Arrival, Direction, Rule
+from dcasgd_repro.rules.rule import size_of
 
 CURVATURE = (1.0, 0.5, 0.1, 0.0)  # the last entry's gradient is exactly 0, as a dead unit's is
 MOST = 200  # arrivals
@@ -29,10 +32,10 @@ def check_contract(rule: Rule, workers: int) -> None:
 
     The server's vector moves as under plain SGD, whatever the rule answers. Raises BadInput, naming
     the class and the method, for a method that raises, returns another shape or dtype or a number
-    that is not finite, or writes into a tensor it was given.
+    that is not finite, stops what is no worker, or writes into a tensor it was given.
     """
     watched = Watched(copy.deepcopy(rule))
-    size = sum(getattr(rule, "blocks", ())) or len(CURVATURE)  # a rule may have sizes of its own
+    size = size_of(rule, len(CURVATURE))  # a rule may have sizes of its own
     h = torch.tensor(CURVATURE).repeat(-(-size // len(CURVATURE)))[:size]
     with torch.random.fork_rng(devices=[]):
         w, updates = torch.ones_like(h), 0
@@ -45,6 +48,7 @@ def check_contract(rule: Rule, workers: int) -> None:
             step, state, _ = watched.direction(arrival, state)
             if step is not None:
                 w, updates = w - 0.1 * g, updates + 1
+            watched.stops(state, [updates - at for at in sent_at])
             sent[m], sent_at[m] = watched.sends(w, state, m), updates
 
 
@@ -75,14 +79,14 @@ class Watched(Rule):
         self._like("sends", "vector", found, w)
         return found
 
+    def stops(self, state: Any, delays: Sequence[int]) -> Sequence[int]:
+        found: list[int] = self._call("stops", partial(named_by, self.rule), state, delays)
+        return found
+
     def _call(self, method: str, call: Callable[..., Any], *given: Any) -> Any:
         before = [(tensor, tensor.clone()) for tensor in tensors(given)]
-        try:
+        with told_as("rule", f"{type(self.rule).__name__}.{method}"):
             found = call(*given)
-        except BadInput:
-            raise
-        except Exception as error:  # whatever their code raises
-            raise self._refused(method, f"raises {in_words(error)}") from None
         if not all(torch.equal(tensor, clone) for tensor, clone in before):
             remedy = (
                 "writes into a tensor that it was given; make a new one, as g + c for g.add_(c)"

@@ -96,6 +96,8 @@ def hydra_words(words: Sequence[str]) -> list[str]:
     for word in words:
         key, _, value = word.partition("=")
         group, _, inside = key.partition(".")
+        if key in GROUPS and value.startswith("["):
+            raise BadInput(key, value, "choose one; a file of your own can build on several")
         own_target = group in ("rule", *HELD) and inside == "_target_"
         if own_target and re.fullmatch(r"[\w.,]+", value):
             names = [":".join(name.rpartition(".")[::2]) for name in value.split(",")]

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.fast.fused import fuse
 from dcasgd_repro.fast.graphs import check_device
+from dcasgd_repro.reactive import Followed, Reactive, may_stop
 from dcasgd_repro.rules import Arrival, Rule
 from dcasgd_repro.run import checkpoint, taylor, write
 from dcasgd_repro.run.device import set_device
@@ -177,6 +178,8 @@ class Experiment:
 
     def __post_init__(self) -> None:
         self.kinds = checkpoint.kinds(self.server.state)
+        rule, reactive = self.plan.rule, isinstance(self.plan.schedule, Reactive)
+        self.followed = Followed(rule, self.log) if reactive and may_stop(rule) else None
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -190,7 +193,7 @@ class Experiment:
             self._record(saved["server"]["pushes"] if saved else 0)
         if saved is None:
             return
-        if other := differences(saved.get("config", {}), flat(self.plan.config)):
+        if other := differences(flat(saved.get("config", {})), flat(self.plan.config)):
             raise BadInput("run_dir", self.path, f"holds a checkpoint of a run with {other}")
         for name, value in self.identity.items():
             if (found := saved.get(name)) != value:
@@ -257,10 +260,12 @@ class Experiment:
         )
         # Closed before anything else is done: an engine may hold processes.
         with bar, Stop() as stop, contextlib.closing(self._steps()) as steps:
+            self._follow(logs)
             for step in steps:
                 progress.interval.append(step)
                 progress.wall_s = clock.seconds()
                 bar.update()
+                self._follow(logs)
                 if self.probe.rows and self.probe.rows[-1]["push"] == step.push:
                     logs.probe(self.probe.rows[-1])
                 evaluate = plan.length.ends(step.push, plan.eval_every)
@@ -291,6 +296,19 @@ class Experiment:
                     self._keep(logs)
                     kept = time.perf_counter()
         return {"status": self._whole()}
+
+    def _follow(self, logs: write.Logs) -> None:
+        """Ends a reactive run whose rule would stop others than its log does, with a checkpoint.
+
+        A run that goes on from there ends at once. Raises BadInput.
+        """
+        if self.followed is None or not 0 < self.server.pushes < self.plan.length.pushes:
+            return
+        try:
+            self.followed.check(self.server)
+        except BadInput:
+            self._keep(logs)
+            raise
 
     def _whole(self) -> str:
         """The status of a run that has come as far as it was asked to."""
@@ -407,6 +425,8 @@ def describe(plan: Plan, parameters: int, device: torch.device, path: Path) -> s
     network = "" if model is None else f"{model}, "
     steps = length.local_steps
     local = "" if steps == 1 else f", {steps} local steps a push at lr {plan.task.local_lr:g}"
+    division = getattr(plan.task, "division", None)
+    local += f", split by {division}" if division and plan.workers > 1 else ""
     lines = {
         "name": plan.called,
         "rule": plan.rule,
@@ -436,7 +456,11 @@ def notes(plan: Plan, log: Schedule) -> Iterator[str]:
     if getattr(plan.schedule, "virtual", None):
         yield "every push has its own delay, whatever the workers do: they are virtual"
     if log.stopped and not plan.live:
-        yield f"the rule stops a worker {log.stopped:,} times; what it was computing is lost"
+        causes = ["the rule stops a worker"] if hasattr(plan.schedule, "rule") else []
+        times = getattr(plan.schedule, "times", plan.schedule)
+        causes += ["a worker fails"] if getattr(times, "failures", None) else []
+        what = " or ".join(causes or ["a worker begins anew"])  # that of a file
+        yield f"{what} {log.stopped:,} times; what it was computing is lost"
     if plan.backup != "pull" and not pulls_later(log):
         first = " but for each worker's first push" if plan.backup == "push_from_zero" else ""
         same = f"so backup={plan.backup} is backup=pull{first}"

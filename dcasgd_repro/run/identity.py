@@ -32,10 +32,16 @@ YOUNGER: tuple[str, ...] = (
     "rule.curvature",
 )
 YOUNGER += ("task.local_steps", "task.local_lr", "task.model.classes", "schedule.virtual")
+YOUNGER += ("task.split", "task.alpha", "task.classes_per_worker")
+# What null means for two of them, said aloud: it counts as null.
+UNSAID = {"reactive": False, "lr_by": "pushes"}
 
 
 def flat(config: Mapping[str, Any], without: Sequence[str] = LEFT_OUT) -> dict[str, Any]:
-    """A config as {dotted key: value}, less the keys in ``without`` and all that is inside them."""
+    """A config as {dotted key: value}, less the keys in ``without`` and all that is inside them.
+
+    A value of UNSAID becomes None.
+    """
 
     def walk(node: Any, at: str) -> dict[str, Any]:
         if not isinstance(node, Mapping):
@@ -44,7 +50,8 @@ def flat(config: Mapping[str, Any], without: Sequence[str] = LEFT_OUT) -> dict[s
         kept = [(key, child) for key, child in inside if key not in without]
         return {leaf: value for key, child in kept for leaf, value in walk(child, key).items()}
 
-    return walk(config, "")
+    found = walk(config, "")
+    return {key: None if (key, value) in UNSAID.items() else value for key, value in found.items()}
 
 
 def precision(config: Mapping[str, Any]) -> str:

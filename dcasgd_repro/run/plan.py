@@ -279,7 +279,7 @@ def plan_of(
     """
     length = length_of(cfg)
     rule, schedule, rate, engine = (build(cfg, key) for key in LEAVES if key != "task")
-    schedule = _answered(cfg, schedule, lambda: rule)
+    schedule = _answered(cfg, schedule, lambda: rule, schedule_name, typed)
     probe = cfg.get("probe")  # this and others are absent from configs that are older than the key
     if probe is not None and not OmegaConf.is_dict(probe):
         raise BadInput("probe", probe, "this is a group of keys; set one inside it")
@@ -340,18 +340,40 @@ def task_of(cfg: DictConfig, rate: Any) -> Any:
     return task if steps == 1 else several
 
 
-def log_of(cfg: DictConfig, pushes: int) -> Schedule:
+def log_of(
+    cfg: DictConfig,
+    pushes: int,
+    schedule_name: str | None = None,
+    typed: Mapping[str, Any] | None = None,
+) -> Schedule:
     """The message log of the config's schedule, up to its ``pushes``-th push.
 
-    No torch, unless the rule has a part in it.
+    No torch, unless the rule has a part in it. The last two are for readers, see ``Plan``.
     """
-    schedule = _answered(cfg, build(cfg, "schedule"), lambda: build(cfg, "rule"))
+    schedule = build(cfg, "schedule")
+    schedule = _answered(cfg, schedule, lambda: rule_of(cfg), schedule_name, typed)
     if isinstance(schedule, Live):
         raise BadInput("schedule", "live", "a cluster makes it as it runs: train with engine=ray")
     return _log(schedule, length_of(cfg).local_steps, pushes, partial(named, cfg))
 
 
-def _answered(cfg: DictConfig, schedule: Any, rule: Callable[[], Any]) -> Any:
+def rule_of(cfg: DictConfig) -> Any:
+    """The config's rule, held to what a rule must do. Raises BadInput."""
+    from dcasgd_repro.run.check import check_contract, check_is_rule  # torch
+
+    rule = build(cfg, "rule")
+    check_is_rule(rule)
+    check_contract(rule, cfg.workers)
+    return rule
+
+
+def _answered(
+    cfg: DictConfig,
+    schedule: Any,
+    rule: Callable[[], Any],
+    name: str | None,
+    typed: Mapping[str, Any] | None,
+) -> Any:
     """The schedule, with reactive=true one whose workers the rule may stop."""
     if not hasattr(schedule, "messages"):
         remedy = "derive it from dcasgd_repro.Law for a law of times, or give it messages(pushes)"
@@ -364,7 +386,13 @@ def _answered(cfg: DictConfig, schedule: Any, rule: Callable[[], Any]) -> Any:
         return schedule
     from dcasgd_repro.reactive import Reactive  # torch
 
-    return Reactive(schedule, rule())
+    made = rule()
+    try:
+        return Reactive(schedule, made)
+    except BadInput as error:
+        if name is None or f"schedule.{error.key}" in (typed or {}):
+            raise named(cfg, "schedule", error) from None
+        raise BadInput("schedule", name, error.remedy) from None
 
 
 def _log(

@@ -147,7 +147,14 @@ def applied(run: Run, log: Schedule) -> list[bool] | None:
 
 def paragraph(run: Run) -> str:
     """What happened, in sentences."""
-    parts = [_end(run), *_delays(run), *_updates(run), *_sizes(run), *_correction(run)]
+    parts = [
+        _end(run),
+        *_split(run),
+        *_delays(run),
+        *_updates(run),
+        *_sizes(run),
+        *_correction(run),
+    ]
     return " ".join([*parts, *_taylor(run)])
 
 
@@ -163,6 +170,16 @@ def _end(run: Run) -> str:
     losses = run.metrics["test_loss"].dropna()
     shown = f"; {run.evaluated_on} loss {losses.iloc[-1]:.4g} at the end" if len(losses) else ""
     return f"{text}{shown}."
+
+
+def _split(run: Run) -> list[str]:
+    """Whether the workers had data of their own."""
+    split = run.config.get("task.split")
+    if split is None or run.summary["workers"] == 1:
+        return []
+    key = "alpha" if split == "dirichlet" else "classes_per_worker"
+    how = f"{split}, {key} = {run.config.get(f'task.{key}')}"
+    return [f"Each worker drew from a part of the training images of its own ({how})."]
 
 
 def _delays(run: Run) -> list[str]:
@@ -196,7 +213,7 @@ def _work(log: Schedule) -> list[str]:
     waited = f"waited {idle:.0%} of the time" if idle else "never waited"
     if not log.stopped:
         return [f"{text} and {waited}."]
-    stops = f"They were stopped {log.stopped:,} times, and lost {lost:.0%} of their time by it."
+    stops = f"They were stopped, or failed, {log.stopped:,} times, and so lost {lost:.0%} of it."
     return [f"{text} and {waited}.", stops]
 
 

@@ -35,13 +35,13 @@ KEYS = {
     "for": "axis: [values]; a cell or claim with {axis} in it stands for one of each value",
     "runs_of": "the study whose runs these are, in place of cells",
     "tune": "a key and each cell's values of it, to choose the best by validation, see Tune",
-    "tuned_by": "the study whose choice stands for {tuned} in the cell of the same name",
+    "tuned_by": "the study whose choice stands for {tuned}, or {tuned[CELL]} for another cell's",
     "first_seed": "its seeds are this one and those after it; 0 unless told",
     "claims": "a list, see Claim",
     "figure": "how it is drawn, see figures/",
     "measure": "what claims are about, see measures.py; last10 unless told",
     "epochs": "the epochs that train_error and batch_error are the mean of",
-    "level": "the training error, in percent, that epochs_to asks for",
+    "level": "the error, in percent, that epochs_to and seconds_to ask for",
     "stop_epoch": "where its runs stop; they may go on later, and count here as far as this",
     "extra_seeds": "cell: how many seeds more than the others, made last",
     "drop": "which drop of the learning rate the measure before_drop means; 1 unless told",
@@ -51,6 +51,8 @@ KEYS = {
     "words": "what to print in place of a verdict",
     "least_n": "seeds that a verdict needs; 3 unless told",
 }
+
+TUNED = re.compile(r"\{tuned(?:\[([^]]*)\])?\}")
 
 RESERVED = (
     "seed",
@@ -69,6 +71,26 @@ class Cell:
 
     name: str
     overrides: tuple[str, ...]
+
+    @property
+    def tuned(self) -> set[str]:
+        """The tuned cells whose choice it takes: {tuned} is that of its own name."""
+        return {of or self.name for word in self.overrides for of in TUNED.findall(word)}
+
+    def at(self, chosen: Mapping[str, float]) -> Cell:
+        """Itself with the choices filled in, those of the tuned cells by name."""
+        words = (TUNED.sub(lambda m: f"{chosen[m[1] or self.name]:g}", w) for w in self.overrides)
+        return replace(self, overrides=tuple(words))
+
+
+class Later:
+    """A choice that is not known yet: {tuned} and {tuned[CELL]} are formatted as themselves."""
+
+    def __format__(self, spec: str) -> str:
+        return "{tuned}"
+
+    def __getitem__(self, cell: str) -> str:
+        return f"{{tuned[{cell}]}}"
 
 
 @dataclass(frozen=True)
@@ -236,21 +258,11 @@ class Study:
         if scale not in source.tuned:
             remedy = f"nothing is chosen for scale={scale} yet; first: {source.again(scale)}"
             raise BadInput("tuned_by", source.name, remedy)
-        chosen = source.tuned[scale]["cells"]
-        taken = [c.name for c in self.cells if any("{tuned}" in word for word in c.overrides)]
-        if lacking := [name for name in taken if name not in chosen]:
+        chosen = {name: cell["value"] for name, cell in source.tuned[scale]["cells"].items()}
+        if lacking := sorted(set().union(*(cell.tuned for cell in self.cells)) - chosen.keys()):
             remedy = f"nothing is chosen for {', '.join(lacking)}; first: {source.again(scale)}"
             raise BadInput("tuned_by", source.name, remedy)
-        cells = [
-            Cell(
-                c.name,
-                tuple(w.replace("{tuned}", f"{chosen[c.name]['value']:g}") for w in c.overrides),
-            )
-            if any("{tuned}" in word for word in c.overrides)
-            else c
-            for c in self.cells
-        ]
-        return replace(self, cells=tuple(cells), tuned_by=None)
+        return replace(self, cells=tuple(cell.at(chosen) for cell in self.cells), tuned_by=None)
 
     def grid(self, scale: str) -> dict[str, tuple[float, ...]]:
         """The values of each cell of a grid to tune, as far as it was extended at that scale."""
@@ -333,6 +345,8 @@ def _read(folder: Path, content: Any) -> Study:
             raise BadInput("study", grid, "runs_of names another study")
         whole = study(str(content["runs_of"]))
         cells, runs_of = whole.cells, whole.runs_of
+        with_runs = {key: getattr(whole, key) for key in ("tuned_by", "first_seed", "extra_seeds")}
+        content = {key: value for key, value in with_runs.items() if value} | content
     else:
         for key, text in content["cells"].items():
             if lost := sorted(_axes_in(text, axes) - _axes_in(key, axes)):
@@ -341,7 +355,7 @@ def _read(folder: Path, content: Any) -> Study:
         cells = tuple(
             Cell(
                 key.format(**point),
-                tuple(shlex.split(str(text).format(**{"tuned": "{tuned}", **point}))),
+                tuple(shlex.split(str(text).format(**{"tuned": Later(), **point}))),
             )
             for key, text in content["cells"].items()
             for point in _points(axes, key)
@@ -441,12 +455,11 @@ def _tune(content: Mapping[str, Any], cells: Sequence[Cell]) -> Tune | None:
 
 def _tuned_by(folder: Path, content: Mapping[str, Any], cells: Sequence[Cell]) -> str | None:
     """The folder of the study that tuned this one's cells."""
-    taken = {cell.name for cell in cells if any("{tuned}" in word for word in cell.overrides)}
+    taken = set[str]().union(*(cell.tuned for cell in cells))
     if "tuned_by" not in content:
         if taken:
-            raise BadInput(
-                "tuned_by", None, f"{', '.join(sorted(taken))}: name the study of {{tuned}}"
-            )
+            remedy = f"{', '.join(sorted(taken))}: name the study of {{tuned}}"
+            raise BadInput("tuned_by", None, remedy)
         return None
     name = str(content["tuned_by"])
     beside = folder.parent / name

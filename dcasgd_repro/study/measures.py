@@ -67,19 +67,19 @@ def before_drop(run: Run, chosen: Study) -> float:
     return 100 * float(rows[within]["test_error"].mean())
 
 
-def curve(run: Run, column: str) -> pd.DataFrame:
-    """The epochs at which a run has that error, and the error in percent.
+def curve(run: Run, column: str, against: str = "epoch") -> pd.DataFrame:
+    """The epochs (or ``against``) at which a run has that error, and the error in percent.
 
     An evaluation stands at its own epoch; ``batch_error``, a mean since the evaluation before, in
     the middle of the two.
     """
     if column not in run.metrics:  # kept by an older version
-        return pd.DataFrame({"epoch": [], "error": []})
+        return pd.DataFrame({against: [], "error": []})
     rows = run.metrics.dropna(subset=["test_loss"])
-    epoch = rows["epoch"]
+    at = rows[against]
     if column == "batch_error":
-        epoch = (epoch + epoch.shift(fill_value=0.0)) / 2
-    return pd.DataFrame({"epoch": epoch, "error": 100 * rows[column]}).dropna()
+        at = (at + at.shift(fill_value=0.0)) / 2
+    return pd.DataFrame({against: at, "error": 100 * rows[column]}).dropna()
 
 
 def at_epochs(column: str) -> Callable[[Run, Study], float]:
@@ -97,17 +97,17 @@ def at_epochs(column: str) -> Callable[[Run, Study], float]:
     return read
 
 
-def epochs_to(column: str) -> Callable[[Run, Study], float]:
-    """The first epoch at or under the study's ``level``, linear in between, from chance at 0.
+def reaches(column: str, against: str = "epoch") -> Callable[[Run, Study], float]:
+    """The first epoch (or ``against``) at the study's ``level``: linear in between, chance at 0.
 
     Infinite where that is never reached; nan where the error was not taken.
     """
 
     def read(run: Run, chosen: Study) -> float:
-        rows = curve(run, column)
+        rows = curve(run, column, against)
         if rows.empty:
             return math.nan
-        epochs = np.array([0.0, *rows["epoch"]])
+        at = np.array([0.0, *rows[against]])
         errors = np.array([chance(run), *rows["error"]])
         under = np.flatnonzero(errors <= chosen.level)
         if not len(under):
@@ -116,7 +116,7 @@ def epochs_to(column: str) -> Callable[[Run, Study], float]:
         if not k:
             return 0.0
         part = (errors[k - 1] - chosen.level) / (errors[k - 1] - errors[k])
-        return float(epochs[k - 1] + part * (epochs[k] - epochs[k - 1]))
+        return float(at[k - 1] + part * (at[k] - at[k - 1]))
 
     return read
 
@@ -168,13 +168,19 @@ ALL = (
         "epochs_to",
         "epochs",
         "the epochs until the training error of w is at the level that claim.md names",
-        epochs_to("train_error"),
+        reaches("train_error"),
     ),
     Measure(
         "batch_epochs_to",
         "epochs",
         "the epochs until the mini-batches' own training error is at the level that claim.md names",
-        epochs_to("batch_error"),
+        reaches("batch_error"),
+    ),
+    Measure(
+        "seconds_to",
+        "s",
+        "the simulated seconds until the test error is at the level that claim.md names",
+        reaches("test_error", "simulated_s"),
     ),
     Measure("simulated_s", "s", "the simulated seconds", summary("simulated_s")),
     Measure("test_loss", "", "the final test loss", summary("test_loss_final"), form=".3g"),

@@ -197,7 +197,8 @@ def refusal(job: Job) -> str | None:
         cfg = composed(job.overrides, job.folders)
         words = hydra_words(job.overrides)
         refuse_unread(cfg, words, all_keys(words, job.folders) if added(words) else [])
-        made = plan_of(cfg)
+        typed = {key: value for key, _, value in (word.partition("=") for word in job.overrides)}
+        made = plan_of(cfg, typed.get("schedule"), typed)
         check_rule_is_held(made.rule)
         whole = hasattr(made.schedule, "path") or isinstance(made.schedule, DrawnDelays)
         log_of(cfg, job.pushes if whole else 1)
@@ -210,9 +211,10 @@ def check_rule_is_held(rule: Any) -> None:
     """Refuses a rule whose state no checkpoint can hold, tried on a small vector: BadInput."""
     import torch  # which the objects of a plan have loaded
 
+    from dcasgd_repro.rules.rule import size_of
     from dcasgd_repro.run.experiment import check_state
 
-    check_state(rule, torch.zeros(sum(getattr(rule, "blocks", ())) or 4))
+    check_state(rule, torch.zeros(size_of(rule, 4)))
 
 
 def first_of_each_cell(jobs: Sequence[Job]) -> list[Job]:

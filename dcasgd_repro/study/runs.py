@@ -336,9 +336,8 @@ def work(log: Schedule, answers: Sequence[str]) -> str:
     sender = log.worker[log.kind == PUSH]
     became = pd.crosstab(sender, np.array(answers))
     table = became.reindex(range(log.workers), columns=["applied", "kept", "ignored"], fill_value=0)
-    own = [_of_worker(log, m) for m in range(log.workers)]
-    table["stopped"] = [part.stopped for part in own]
-    shares = [timeline.shares(part) for part in own]
+    table["stopped"] = [_of_worker(log, m).stopped for m in range(log.workers)]
+    shares = timeline.shares_of_each(log)
     table["time lost"] = [share[timeline.STOPPED] for share in shares]
     table["idle"] = [share[timeline.WAITS] for share in shares]
     text = table.rename_axis(index="worker", columns=None).reset_index()

@@ -612,7 +612,7 @@ def test_evaluation_is_in_order_and_never_augmented(augment):
         ({"batch": 4.0}, "batch"),
         ({"workers": 0}, "workers"),
         ({"workers": -1}, "workers"),
-        ({"workers": 51, "batch": 1}, "batch"),
+        ({"workers": 51, "batch": 1}, "workers"),
         ({"seed": -1}, "seed"),
     ],
 )

@@ -9,6 +9,7 @@ import torch
 
 from dcasgd_repro.data.images import CIFAR10_MEAN, Images
 from dcasgd_repro.data.memory import InMemory, Tensors, moments
+from dcasgd_repro.data.split import Classes
 from dcasgd_repro.errors import BadInput
 
 RNG = np.random.default_rng(0)
@@ -61,6 +62,14 @@ def test_floats_are_served_in_chunks_and_in_the_tasks_precision() -> None:
     [kept] = images.test_chunks()
     assert kept.labels.tolist() == LABELS[-4:].tolist()
     assert np.array_equal(kept.images, FLOATS[-4:].astype(np.float64))
+
+
+def test_floats_are_split_by_class_among_the_workers() -> None:
+    data = served((FLOATS, LABELS), workers=3)
+    data.divide(Classes(1))
+    held = [set(data.batch(m, k).labels.tolist()) for m in range(3) for k in range(4)]
+    assert [held[4 * m : 4 * m + 4] for m in range(3)] == [[held[4 * m]] * 4 for m in range(3)]
+    assert sorted(map(min, held[::4])) == [0, 1, 2]
 
 
 def test_pixels_are_augmented_as_ours_are() -> None:

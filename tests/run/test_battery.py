@@ -11,7 +11,7 @@ import torch
 
 from dcasgd_repro import Arrival, Direction, Rule
 from dcasgd_repro.cli import commands as cli
-from dcasgd_repro.rules import DCASGDn
+from dcasgd_repro.rules import DCASGDn, Ringmaster
 from dcasgd_repro.run.battery import CHECKS, battery
 
 CALLS = 0
@@ -130,7 +130,32 @@ class Up(Mine):
         return Direction(-arrival.grad, state)
 
 
+class StopsLarge(Mine):
+    def stops(self, state: Any, delays: Any) -> Any:
+        return [m for m, delay in enumerate(delays) if delay > 2 + state.abs().sum()]
+
+    def direction(self, arrival: Arrival, state: Any) -> Any:
+        return Direction(arrival.grad, state + arrival.grad)
+
+
+class StopsLate(Mine):
+    def stops(self, state: Any, delays: Any) -> Any:
+        return [m for m, delay in enumerate(delays, max(delays) - 3) if delay > 5]
+
+
+class StopsList(WritesList):
+    def direction(self, arrival: Arrival, state: Any) -> Any:
+        return Direction(arrival.grad, [*state, arrival.delay])
+
+    def stops(self, state: Any, delays: Any) -> Any:
+        state.append(0)
+        return [m for m, delay in enumerate(delays) if delay > 4]
+
+
 MUTANTS = {
+    StopsLarge(): ("stops", "StopsLarge.stops: stops workers [] after push 3, and [0] where"),
+    StopsLate(): ("stops", "StopsLate.stops: returns a list with 4 (int); return a list of"),
+    StopsList(): ("stops", "40 of 40 calls wrote (StopsList.stops)"),
     WritesGrad(): ("arguments", "40 of 84 calls wrote"),
     WritesWhenLate(): ("arguments", "(WritesWhenLate.direction), at delays 0 to 5"),
     WritesList(): ("arguments", "40 of 84 calls wrote (WritesList.direction)"),
@@ -164,7 +189,11 @@ def test_what_a_rule_keeps_in_itself_is_told() -> None:
         assert not line.ok
 
 
-@pytest.mark.parametrize("rule", [Mine(), DCASGDn(blocks=(2, 6))], ids=["mine", "blocks"])
+@pytest.mark.parametrize(
+    "rule",
+    [Mine(), DCASGDn(blocks=(2, 6)), Ringmaster(threshold=3)],
+    ids=["mine", "blocks", "stops"],
+)
 def test_a_rule_that_keeps_its_promises_passes_every_check(rule: Rule) -> None:
     lines = list(battery(rule))
     assert [line.name for line in lines] == list(CHECKS)
@@ -196,7 +225,7 @@ def test_the_command_says_each_line_and_exits_with_the_worst(
     (tmp_path / "own_late.py").write_text(OWN)
     assert cli.dispatch("check", ["-m", "rule=asgd,own_late:Late"]) == 1
     out = capsys.readouterr().out.splitlines()
-    assert sum(line.startswith("ok ") for line in out) == 21
+    assert sum(line.startswith("ok ") for line in out) == 23
     raised = "Late.direction raises KeyError: 'too late' ("
     assert sum(raised in line and line.startswith("fails ") for line in out) == 7
     assert f"{tmp_path}/own_late.py, line 7: raise KeyError(" in "\n".join(out)

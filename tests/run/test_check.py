@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rules_under_test import RULES
@@ -10,6 +11,7 @@ from rules_under_test import RULES
 from dcasgd_repro import ASGD, Arrival, Direction, Gamma, Generated, Quadratic, Rule
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.lr import Step
+from dcasgd_repro.reactive import named_by
 from dcasgd_repro.rules import DCASGDn, HeLoCo
 from dcasgd_repro.run import Length, Plan
 from dcasgd_repro.run.check import check_contract
@@ -100,9 +102,52 @@ class Sends(Mine):
         return None
 
 
+@dataclass(frozen=True)
+class Stops(Mine):
+    """It stops what it is told to."""
+
+    answer: Any = ()
+
+    def stops(self, state: Any, delays: Any) -> Any:
+        return self.answer
+
+
+class StopsAlone(Mine):
+    def stops(self, state: Any) -> Any:  # type: ignore[override]
+        return []
+
+
+class StopsRaises(Mine):
+    def stops(self, state: Any, delays: Any) -> Any:
+        return [m for m in range(99) if delays[m] > 3]  # of two workers
+
+
+class StopsWrites(Mine):
+    def stops(self, state: Any, delays: Any) -> Any:
+        return [] if state.mul_(0.9) is None else [0]
+
+
+OF_TWO = "; return a list of workers, whole numbers from 0 to 1"
+
+
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
+        (Stops(answer=None), f"Stops.stops: returns None (NoneType){OF_TWO}"),
+        (Stops(answer=[[0]]), f"Stops.stops: returns a list with [0] (list){OF_TWO}"),
+        (Stops(answer=[1.0]), f"Stops.stops: returns a list with 1.0 (float){OF_TWO}"),
+        (Stops(answer=(0, 2)), f"Stops.stops: returns a tuple with 2 (int){OF_TWO}"),
+        (Stops(answer=[-1]), f"Stops.stops: returns a list with -1 (int){OF_TWO}"),
+        (Stops(answer=[True]), f"Stops.stops: returns a list with True (bool){OF_TWO}"),
+        (Stops(answer=["1"]), f"Stops.stops: returns a list with '1' (str){OF_TWO}"),
+        (Stops(answer="01"), f"Stops.stops: returns '01' (str){OF_TWO}"),
+        (Stops(answer=b"\0"), f"Stops.stops: returns b'\\x00' (bytes){OF_TWO}"),
+        (Stops(answer=1), f"Stops.stops: returns 1 (int){OF_TWO}"),
+        (Stops(answer=torch.zeros(9, 9)), "Stops.stops: returns tensor([[0., "),
+        (Stops(answer=[torch.tensor(1)]), "Stops.stops: returns a list with tensor(1) (Tensor)"),
+        (StopsAlone(), "StopsAlone.stops: raises TypeError: StopsAlone.stops() takes 2 positional"),
+        (StopsRaises(), "StopsRaises.stops: raises IndexError: list index out of range ("),
+        (StopsWrites(), "StopsWrites.stops: writes into a tensor that it was given"),
         (Short(), "Short.direction: returns a step of shape (3,) where w has (4,)"),
         (Wide(), "Wide.direction: returns a step of dtype torch.float64 where w has torch.float32"),
         (Correction(), "Correction.direction: returns a correction of shape () where w has (4,)"),
@@ -128,7 +173,17 @@ def test_a_faulty_rule_is_refused_by_name(rule: Any, message: str) -> None:
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("answer", "workers"),
+    [((), []), ([1, 0, 0], [0, 1]), ({1}, [1]), (range(2), [0, 1]), ([np.int64(1)], [1])],
+)
+def test_the_workers_to_stop_are_whole_numbers_of_them(answer: Any, workers: list[int]) -> None:
+    assert named_by(plan(Stops(answer=answer)).rule, None, (0, 0)) == workers
+
+
 def test_an_exception_is_shown_with_the_line_of_the_rule() -> None:
+    with pytest.raises(BadInput, match=r"test_check.py, line \d+: return \[m for m in range\(99"):
+        check_contract(StopsRaises(), 2)
     with pytest.raises(BadInput, match=r"test_check.py, line \d+: .*state\[arrival.worker \+ 99\]"):
         check_contract(Raises(), 2)
 

@@ -584,8 +584,13 @@ def test_every_yaml_gives_a_log(tmp_path: Path, name: str, workers: int) -> None
         changes = {"path": str(tmp_path / "delays.txt")}
         delays = Generated(workers, 0, Constant(1.0)).messages(200).delays()
         Path(changes["path"]).write_text("\n".join(map(str, delays)))
-    if (name, workers) in {("constant_delay", 1), ("sequential", 8), ("drawn_delays", 1)}:
-        with pytest.raises(BadInput, match=f"^workers={workers}: "):
+    if (name, workers) in {
+        ("constant_delay", 1),
+        ("sequential", 8),
+        ("late", 1),
+        ("drawn_delays", 1),
+    }:
+        with pytest.raises(BadInput, match=f"workers={workers}: "):
             from_yaml(name, workers)
         return
     got = from_yaml(name, workers, **changes).messages(200)

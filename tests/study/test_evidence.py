@@ -411,6 +411,15 @@ def test_a_seed_that_never_gets_there_leaves_a_difference_in_epochs_undecided(mi
     assert evidence.found[0].verdict == "undecided"
 
 
+def test_seconds_to_a_level_are_linear_between_evaluations(mine: Path) -> None:
+    # asgd falls from 90 % at 10 s to 50, 51 and 52 at 20 s, dc from 85, 84 and 83 to 45
+    claim: dict[str, object] = {"lower": "dc-8", "higher": "asgd-8", "measure": "seconds_to"}
+    found = claims_of(mine, [claim], "laptop", level=70).found[0]
+    asgd = [10 + 10 * (90 - 70) / (90 - last) for last in (50, 51, 52)]
+    dc = [10 + 10 * (first - 70) / (first - 45) for first in (85, 84, 83)]
+    assert found.difference.mean == pytest.approx(np.mean(asgd) - np.mean(dc), abs=1e-12)
+
+
 @pytest.mark.parametrize(("least_n", "verdict"), [(3, "reproduced"), (4, "undecided")])
 def test_a_study_may_ask_for_more_seeds(mine: Path, least_n: int, verdict: str) -> None:
     claim: dict[str, object] = {"lower": "dc-8", "higher": "asgd-8"}
@@ -495,6 +504,7 @@ def test_every_figure_draws_every_scale(mine: Path, kind: str, scale: str) -> No
         "lambda": (0, "y", 30.0),
         "prefix": (0, "y", 30.0),
         "settings": (2, "y", 30.0),
+        "panels": (0, "x", 30.0),
     }
     axes, axis, value = means[kind]
     lines = figure.axes[axes].lines
@@ -666,6 +676,29 @@ def test_a_line_against_workers_is_of_one_configuration(mine: Path) -> None:
     assert (one[0], one[1] == other[1]) == (other[0], False)  # the rule's colour, other dashes
 
 
+def test_panels_are_settings_and_rows_are_rules(mine: Path) -> None:
+    law = {"straggler": 4.0, "mean_s": 1.0}
+    settings = {"": {"workers": 4}, "-16": {"workers": 16}}
+    settings["-slow"] = {"workers": 4, "config": {"schedule": law}}
+    errors = {"": (0.3, 0.2), "-16": (0.5, 0.4), "-slow": (0.25, 0.6)}
+    cells: dict[str, dict[str, object]] = {}
+    for end, (asgd, dc) in errors.items():
+        given = {"config": {"schedule": {"mean_s": 1.0}}} | settings[end]
+        cells[f"asgd{end}"] = {"rule": "asgd", "error": asgd, **given}
+        cells[f"dcasgd_a{end}"] = {"rule": "dcasgd_a", "error": dc, **given}
+    cells_of(mine, cells)
+    grid = yaml.safe_load((mine / "grid.yaml").read_text())
+    grid["claims"] = [{"lower": f"dcasgd_a{end}", "higher": f"asgd{end}"} for end in errors]
+    (mine / "grid.yaml").write_text(yaml.dump(grid))
+    figure = drawn(mine, "panels")
+    assert [a.get_title() for a in figure.axes] == ["M = 4", "M = 16", "M = 4, straggler=4.0"]
+    rows = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    assert rows == ["DC-ASGD-a", "ASGD"]  # the lower one in the first panel on top
+    for axes, (asgd, dc) in zip(figure.axes, errors.values(), strict=True):
+        found = [line.get_xdata()[0] for line in axes.lines]
+        assert found == pytest.approx([100 * asgd, 100 * dc, 100 * asgd])  # dashed: the last
+
+
 @pytest.mark.parametrize("kind", ["epochs", "workers"])
 def test_rules_of_ones_own_are_told_apart_and_move_no_other(mine: Path, kind: str) -> None:
     rules = ("asgd", "dcasgd_a", "mine", "yours")
@@ -759,7 +792,7 @@ def test_every_figure_draws_a_task_without_classes(mine: Path, kind: str) -> Non
     path.write_text(path.read_text().replace('"finished"', '"diverged"'))
     figure = drawn(mine, kind)
     figure.canvas.draw()
-    along_x = kind in ("table", "readings")
+    along_x = kind in ("panels", "readings", "table")
     lines = [line for axes in figure.axes for line in axes.lines]
     data = [np.atleast_1d(line.get_xdata() if along_x else line.get_ydata()) for line in lines]
     values = np.concatenate(data).astype(float)

@@ -341,6 +341,15 @@ def test_tune_finds_the_optima_with_equal_budgets_and_the_final_study_reads_them
     jobs = jobs_of(study("final"), "smoke", 2)
     assert [job.name for job in jobs[:4]] == ["m1-seed3", "m2-seed3", "fixed-seed3", "m1-seed4"]
     assert "lr.base=0.05" in jobs[1].overrides
+    content = {**FINAL, "cells": {"{M}": f"{RULE} workers={{M}} lr.base={{tuned[m2]}}"}}
+    grid(Path("third"), content | {"for": {"M": [4, 8]}, "claims": []})
+    grid(Path("view"), {"title": "View", "runs_of": "third", "claims": []})
+    views = [
+        [(job.path, job.seed) for job in jobs_of(study(s), "smoke", 1)] for s in ("third", "view")
+    ]
+    assert views[0] == views[1]
+    of_m2 = [job.overrides[-3:-1] for job in jobs_of(study("third"), "smoke", 1)]
+    assert of_m2 == [("workers=4", "lr.base=0.05"), ("workers=8", "lr.base=0.05")]
     assert not any("validation" in word for job in jobs for word in job.overrides)
     assert not {job.path for job in jobs} & {Path(c[-1][8:]) for c in launcher.asked}
     with pytest.raises(BadInput, match=r"^tuned_by=mine: nothing is chosen for scale=laptop yet"):
@@ -359,9 +368,18 @@ def test_a_run_that_diverged_is_chance_and_is_named(run_with: Callable[[Fabricat
     figure.canvas.draw()
     [axes] = figure.axes
     crosses = [line for line in axes.lines if line.get_marker() == "x"]
-    assert [list(line.get_xdata()) for line in crosses] == [[0.4, 0.8], [0.4, 0.4]]  # SGD; ASGD
-    data = [y for line in axes.lines if line.get_marker() == "." for y in line.get_ydata()]
-    assert max(data) < min(y for line in crosses for y in line.get_ydata())
+    at = [(x, y) for line in crosses for x, y in zip(*line.get_data(), strict=True)]
+    assert at == [(0.4, 90), (0.8, 90), (0.4, 90), (0.4, 90)]  # SGD, SGD; ASGD, SSGD
+    lines = [
+        dict(zip(*line.get_data(), strict=True))
+        for line in axes.lines
+        if line.get_label()[0] != "_"
+    ]
+    assert [line[0.4] for line in lines] == [
+        90,
+        90,
+        90,
+    ]  # the line goes through them, as the choice does
     rings = [line for line in axes.lines if line.get_markersize() == 13]
     assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in rings] == [
         (0.2, pytest.approx(10)),
@@ -459,6 +477,7 @@ def test_studies_that_cannot_be_tuned_or_must_be_are_refused(
     for key, content, message in (
         ("tuned_by", "table1_cifar10", "tuned_by=table1_cifar10: that study has no tune"),
         ("cells", {"m9": "lr.base={tuned}"}, "tuned_by=mine: it tunes no m9; it tunes m1, m2, m3"),
+        ("cells", {"m1": "lr.base={tuned[m8]}"}, "tuned_by=mine: it tunes no m8; it tunes m1, m2"),
         ("cells", {"m1": ""}, "tuned_by=mine: no cell has {tuned} in it"),
         ("first_seed", -1, "first_seed=-1: give a whole number >= 0"),
     ):

@@ -155,13 +155,13 @@ def against_workers(evidence: Evidence) -> Figure:
 def against_tuned_key(evidence: Evidence) -> Figure:
     """Validation error against the tuned key: a dot for each seed, a line through the means.
 
-    The best value of each cell is circled. Where a run diverged there is no mean to draw, and an x
-    above the data.
+    The best value of each cell is circled. A run that diverged is an x at the error of guessing,
+    which counts in the mean as it does in the choice.
     """
     assert evidence.study.tune is not None
     drawn = sheet(8.0, 5.0)
     axes = drawn.subplots()
-    lost: list[tuple[float, str]] = []
+    lost = False
     ticks: set[float] = set()
     tried = {
         cell: [trial for trial in trials if trial.errors]
@@ -178,28 +178,24 @@ def against_tuned_key(evidence: Evidence) -> Figure:
         label = f"{name}, M = {run.summary['workers']}{', warm-up' if warm else ''}"
         if label in axes.get_legend_handles_labels()[1]:
             label += f", {cell}"
-        means = [np.nan if trial.diverged else trial.mean for trial in trials]
+        means = [trial.mean for trial in trials]
         at = [trial.value for trial in trials]
         ticks |= set(at)
         axes.plot(at, means, color=colour, linestyle=look.dashes, marker=look.marker, markersize=4,
                   linewidth=1.8, label=label)  # fmt: skip
         for trial in trials:
-            errors = trial.finished
-            axes.plot([trial.value] * len(errors), errors, ".", color=colour, alpha=0.45)
-            lost += [(trial.value, colour)] * trial.diverged
+            guessing = trial.errors[len(trial.finished) :]
+            axes.plot([trial.value] * len(guessing), guessing, "x", color=colour, markersize=10)
+            axes.plot([trial.value] * len(trial.finished), trial.finished, ".", color=colour,
+                      alpha=0.45)  # fmt: skip
+            lost |= trial.diverged > 0
         chosen = trials[best(trials)]
-        if not chosen.diverged:
-            axes.plot([chosen.value], [chosen.mean], "o", markersize=13, markerfacecolor="none",
-                      markeredgecolor=colour, markeredgewidth=1.6)  # fmt: skip
+        axes.plot([chosen.value], [chosen.mean], "o", markersize=13, markerfacecolor="none",
+                  markeredgecolor=colour, markeredgewidth=1.6)  # fmt: skip
     ticks_in_powers_of_two(axes, "%g")
     axes.set_xticks(sorted(ticks))
-    low, high = axes.get_ylim()
-    for k, colour in enumerate(dict.fromkeys(colour for _, colour in lost)):
-        at = [value for value, of in lost if of == colour]
-        top = high + 0.04 * (k + 1) * (high - low)  # above the data: it has no error rate
-        axes.plot(at, [top] * len(at), "x", color=colour, markersize=6)
     key = evidence.study.tune.key
-    words = "circled: the lowest mean" + ("; x: a run that diverged" if lost else "")
+    words = "circled: the lowest mean" + ("; x: diverged, counts as guessing" if lost else "")
     axes.set_xlabel(f"{'learning rate' if key == 'lr.base' else key} ({words})")
     axes.set_ylabel(f"{evidence.on} error, mean of the last ten evaluations (%)")
     axes.legend(frameon=False, fontsize=9)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
 
 BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "#666666"
-COMPUTES, STOPPED, WAITS = "computes", "computes, and is stopped", "waits"
+COMPUTES, STOPPED, WAITS = "computes", "computes in vain (stopped, failed)", "waits"
 COLOURS = {COMPUTES: BLUE, STOPPED: "#CC79A7", WAITS: ORANGE}
 SHOWN = 16  # workers of a Gantt chart
 ROUNDS = 4  # pushes a worker of a Gantt chart, on average
@@ -35,7 +35,7 @@ def spans(log: Schedule) -> list[Span]:
     """What each worker does between two messages of its own, to the log's last message.
 
     A worker computes from its pull to its push, the way of its messages included. Where it pulls
-    again without a push, it was stopped.
+    again without a push, it was stopped, or failed and was down for a part of that time.
     """
     found, since = [], dict[int, tuple[float, str]]()
     for clock, kind, m in log:
@@ -51,8 +51,20 @@ def spans(log: Schedule) -> list[Span]:
 
 def shares(log: Schedule) -> dict[str, float]:
     """The shares of the workers' time in which they compute, compute in vain, and wait."""
-    seconds = dict.fromkeys(COLOURS, 0.0)
+    return _shares(spans(log))
+
+
+def shares_of_each(log: Schedule) -> list[dict[str, float]]:
+    """``shares`` of each worker alone, to the log's last message, whosever it is."""
+    own: list[list[Span]] = [[] for _ in range(log.workers)]
     for span in spans(log):
+        own[span.worker].append(span)
+    return list(map(_shares, own))
+
+
+def _shares(spans: Sequence[Span]) -> dict[str, float]:
+    seconds = dict.fromkeys(COLOURS, 0.0)
+    for span in spans:
         seconds[span.does] += span.end_s - span.start_s
     whole = sum(seconds.values()) or 1.0
     return {does: spent / whole for does, spent in seconds.items()}
