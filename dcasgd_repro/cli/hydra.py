@@ -234,7 +234,9 @@ def in_plain_words(error: Exception, arguments: Sequence[str], folders: Sequence
 
 
 def as_typed(key: str) -> str:
-    """A key of the network under the shorter of its two names."""
+    """A key of the network, or of data of one's own, under the shorter of its two names."""
+    if key.startswith("task.data.make."):
+        return key.replace("task.data.make.", "data.")
     return key.removeprefix("task.") if key.startswith("task.model.") else key
 
 
@@ -243,7 +245,9 @@ def no_such(group: str, name: str, folders: Sequence[Path]) -> str:
     inside = sorted(k for k in all_keys(()) if k.startswith(f"{group}.") and "_target_" not in k)
     keys = f"; a key inside it is set as {inside[0]}=VALUE" if inside else ""
     own = (
-        f"; a class of yours is chosen as my_{group}:MyClass" if group in ("rule", "model") else ""
+        f"; a class of yours is chosen as my_{group}:MyClass"
+        if group in ("rule", "model", "data")
+        else ""
     )
     there = ", ".join(choices(group, folders))
     return f"{group}={name}: no such {group}, choose {there}{keys}{own}"
@@ -271,11 +275,10 @@ def default_scale(
 
 
 def chosen(arguments: Sequence[str]) -> list[list[str]]:
-    """The experiments and tasks of a command: a list of words for each point of a sweep of them."""
-    tasks = [a for a in arguments if a.startswith("task=")][-1:]
-    exps = [a for a in arguments if a.startswith("+exp=")][-1:]
-    each = [[f"{a.partition('=')[0]}={name}" for name in a.partition("=")[2].split(",")]
-            for a in (*exps, *tasks)]  # fmt: skip
+    """The experiments, tasks and data of a command: a list of words for each point of a sweep."""
+    last = {a.partition("=")[0]: a for a in arguments if a.startswith(("+exp=", "task=", "data="))}
+    each = [[f"{key}={name}" for name in last[key].partition("=")[2].split(",")]
+            for key in ("+exp", "task", "data") if key in last]  # fmt: skip
     return [list(words) for words in itertools.product(*each)]
 
 
