@@ -24,8 +24,8 @@ INSIDE = {
     "cluster": [{"__init__", "protocol"}, {"ray"}],
     "run": [
         {"__init__", "identity", "check", "sources", "faults", "device", "checkpoint", "taylor"},
-        {"read", "compose", "battery"},
-        {"plan", "write"},
+        {"read", "compose", "battery", "groups"},
+        {"plan", "write", "refusals"},
         {"probe", "fingerprint"},
         {"experiment", "replay"},
         {"verify"},

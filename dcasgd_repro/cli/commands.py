@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 from dcasgd_repro import __version__
 from dcasgd_repro.cli import help as texts
-from dcasgd_repro.cli.help import fail
+from dcasgd_repro.cli.help import fail, unread
 from dcasgd_repro.errors import BadInput, Failure
+from dcasgd_repro.run.groups import choices
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -41,9 +42,8 @@ def main() -> None:
         sys.exit(fail(str(error), 2))
     except Failure as error:
         sys.exit(fail(str(error), 4))
-    except BrokenPipeError:  # the reader of our output has left, as head does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+    except BrokenPipeError:
+        sys.exit(unread())
     except OSError as error:
         sys.exit(fail(f"{error.filename}: {error.strerror}", 4))
     except KeyboardInterrupt:
@@ -232,7 +232,7 @@ def tune(arguments: list[str]) -> int:
 
 def scales(folders: Sequence[Path]) -> list[str]:
     """The names of our scales, and of those in folders of one's own."""
-    return texts.choices("scale", folders)
+    return choices("scale", folders)
 
 
 def study_help(text: str, tuned: bool = False) -> int:
@@ -240,7 +240,7 @@ def study_help(text: str, tuned: bool = False) -> int:
     from dcasgd_repro.study.grid import names, study
 
     listed = [name for name in names() if not tuned or study(name).tune is not None]
-    print(text.format(studies=", ".join(listed), scale=", ".join(texts.choices("scale"))), end="")
+    print(text.format(studies=", ".join(listed), scale=", ".join(choices("scale"))), end="")
     return 0
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-CONF = Path(__file__).parents[1] / "conf"
-if not CONF.exists():  # an editable install: conf/ stands beside the package
-    CONF = Path(__file__).parents[2] / "conf"
+from dcasgd_repro.run.groups import choices, groups
 
 COMMANDS = (
     "train, schedule, check, reproduce, tune, report, diagnose, verify, data, bench or completion"
@@ -163,17 +161,6 @@ study, those of results/ beside the paper's; with run directories, or folders of
 these runs, grouped over seeds."""
 
 
-def groups() -> list[str]:
-    """The groups of conf/."""
-    return sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name[0] != "_")
-
-
-def choices(group: str, also: Sequence[Path] = ()) -> list[str]:
-    """The names in a group of conf/, and in that of folders given with -cd."""
-    files = [file for place in (CONF, *also) for file in (place / group).glob("*.yaml")]
-    return sorted({file.stem for file in files})
-
-
 def text_of(text: str) -> str:
     """A help text with what there is to choose filled in."""
     return text.format(**{group: ", ".join(choices(group)) for group in groups()})
@@ -208,3 +195,9 @@ def fail(line: str, code: int) -> int:
     """Says what went wrong, in one line on stderr; gives the exit code back."""
     print(f"dcasgd-repro: {' '.join(line.split())}", file=sys.stderr)
     return code
+
+
+def unread() -> int:
+    """The reader of our output has left, as head does: drops the rest; gives the exit code."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141

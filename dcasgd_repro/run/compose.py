@@ -28,6 +28,7 @@ PLACES = {group: group for group in ("rule", "schedule", "task", "lr", "engine")
 PLACES |= {"model": "task.model"}
 GROUPS = (*PLACES, "scale", "exp")
 CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+IN_FILE = re.compile(r"([\w./-]+)\.py:(\w+)")  # what a class is not written as
 SIZES = ("depth", "width", "norm")  # what the key ``model`` itself holds: see conf/config.yaml
 
 # Keys inside groups that conf/ fills in from a key outside: the one on the right is the user's.
@@ -92,6 +93,11 @@ def hydra_words(words: Sequence[str]) -> list[str]:
         group, _, inside = key.partition(".")
         if key in GROUPS and value.startswith("["):
             raise BadInput(key, value, "choose one; a file of your own can build on several")
+        if key in PLACES and (file := IN_FILE.fullmatch(value)):
+            folder, _, module = file[1].rpartition("/")
+            there = f", and stand in {folder}" if folder else ""
+            remedy = f"give the module, not its file: {key}={module}:{file[2]}{there}"
+            raise BadInput(key, value, remedy)
         if group in ("rule", "model") and inside == "_target_" and re.fullmatch(r"[\w.,]+", value):
             names = [":".join(name.rpartition(".")[::2]) for name in value.split(",")]
             found = [w for w in found if not w.startswith(f"{group}=")]  # it takes that one's place

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -570,6 +570,11 @@ def build(cfg: DictConfig, group: str) -> Any:
             key = f"{where}.{extra.group(1)}"
             target = OmegaConf.select(cfg, where)._target_.rsplit(".", 1)[-1]
             raise BadInput(key, OmegaConf.select(cfg, key), f"{target} has no such key") from None
+        target = OmegaConf.select(cfg, where)._target_
+        if lacks := sorted(getattr(get_object(target), "__abstractmethods__", ())):
+            name = ":".join(target.rpartition(".")[::2])
+            remedy = f"the class lacks {' and '.join(lacks)}; write it"
+            raise BadInput(where, name, remedy) from None
         said = in_words(cause) if isinstance(cause, Exception) else str(error)
         raise BadInput(where, OmegaConf.select(cfg, where), said) from None
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 import yaml
 
-from dcasgd_repro.cli.help import CONF
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.rules import (
     ASAP,
@@ -45,6 +44,7 @@ from dcasgd_repro.rules import (
     ServerSGD,
     StalenessAware,
 )
+from dcasgd_repro.run.groups import CONF
 from dcasgd_repro.schedule import Gamma, Generated, Message
 from dcasgd_repro.simulate import Server, simulate
 

@@ -9,10 +9,10 @@ import torch
 import yaml
 from rules_under_test import RULES
 
-from dcasgd_repro.cli.help import CONF
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.rules import ASGD, SSGD, Arrival, DCASGDa, DCASGDc, Rule
 from dcasgd_repro.run import battery
+from dcasgd_repro.run.groups import CONF
 from dcasgd_repro.schedule import Gamma, Generated
 from dcasgd_repro.simulate import Server, simulate
 from dcasgd_repro.tasks import Quadratic
