@@ -48,7 +48,7 @@ KEYS = {
     "paper_scale": "the scale that speaks about the paper; paper unless told",
     "least_dc_ratio": "a claim whose correction is smaller than this is not reproduced",
     "size_counts": "whether half of the paper's difference counts, as in Table 1; true unless told",
-    "words": "what to print in place of a verdict",
+    "words": "verdict: what to print in its place",
     "least_n": "seeds that a verdict needs; 3 unless told",
 }
 
@@ -221,6 +221,12 @@ class Study:
     def paper(self) -> pd.DataFrame:
         """The paper's numbers, a row for each cell that it has; empty where it has none."""
         return _table(self.folder / "paper.csv", ["cell"]).set_index("cell")
+
+    @property
+    def of_a_paper(self) -> bool:
+        """Whether it compares with a paper: in a table, a curve or a claim."""
+        claimed = any(claim.paper is not None for claim in self.claims)
+        return claimed or len(self.paper) > 0 or len(self.curves) > 0
 
     @property
     def tuned(self) -> dict[str, Any]:
