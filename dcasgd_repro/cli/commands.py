@@ -295,10 +295,12 @@ def bench(arguments: list[str]) -> int:
 
 
 def completion(arguments: list[str]) -> int:
+    parser = Parser("dcasgd-repro completion", description=texts.COMPLETION_HELP)
+    parser.add_argument("shell", choices=("bash",), help="the one shell it is there for")
+    parser.parse_args(arguments)
+
     from dcasgd_repro.study.grid import names
 
-    if arguments != ["bash"]:
-        raise BadInput("completion", " ".join(arguments), "bash is the one shell it is there for")
     print(texts.completion(names()), end="")
     return 0
 

@@ -20,12 +20,12 @@ usage: dcasgd-repro COMMAND [...]
   train      run one experiment, or a sweep of them
   schedule   draw a schedule of asynchronous workers: its delays, first rounds and log
   check      whether a rule, yours too, keeps what a rule promises
-  reproduce  run a table or figure of the paper, or what it still lacks
-  tune       choose a key of a study's cells, as the learning rate, by validation
+  reproduce  run what a study (a table, a figure) still lacks
+  tune       choose the value of a key, as the learning rate, for each cell of a study
   report     tables and figures from finished runs, beside the paper's
   diagnose   what happened in a run: a figure and a paragraph
-  verify     make the start of a committed run again and compare
-  data       fetch, verify or find CIFAR-10
+  verify     make the start of a kept run again and compare
+  data       fetch or verify CIFAR-10, or print its path
   bench      what a simulated worker costs on this device
   completion print what completes these words in bash: eval "$(dcasgd-repro completion bash)"
 
@@ -43,12 +43,14 @@ usage: dcasgd-repro train [+exp=NAME] [KEY=VALUE ...] [-m]
   model=        {model}
   rule=         {rule}
   schedule=     {schedule}
+  lr=           {lr}
+  engine=       {engine}
   scale=        {scale} (unset: paper with a CUDA device, else laptop;
                 imagenet for task imagenet, smoke for the others)
   KEY=VALUE     any key of the config: workers=4 rule.lam0=1 seed=3 epochs=2 device=cpu
                 run_dir=DIR augment=false lr.base=0.1 task.weight_decay=1e-4
-                rule=my_rule:MyRule and model=my_net:MyNet are classes of yours, in my_rule.py
-                and my_net.py where you stand, with their own defaults
+                rule=my_rule:MyRule, model=my_net:MyNet and task=my_task:Line are classes of
+                yours, in my_rule.py and so on where you stand, with their own defaults
   -cd DIR       DIR/rule/*.yaml, DIR/exp/*.yaml and so on are there to choose as well
   -m            a sweep: seed=0,1,2 rule=asgd,dcasgd_a runs every combination
   --cfg job     print the composed config and stop (--resolve fills it in)
@@ -88,10 +90,11 @@ usage: dcasgd-repro check rule=NAME [rule.KEY=VALUE ...] [-m]
 
 Tries the rule on small quadratics with 4 workers, a line for each check: what was demanded, what
 was found, ok or fails. It must not write into what it is given, and must give the same answer to
-the same arguments; its state must survive a checkpoint after any push, to the bit; where it says
-elementwise, a part of a vector must have the whole's bits; it must stop workers by counts and
-delays alone; every kind of log must be replayed, and by every engine alike; zero gradients must
-leave w finite; the loss of a quadratic must fall. Takes about 3 s. Exits with 1 if a check fails.
+the same arguments; its state must survive a checkpoint after any push, to the bit, and hold no more
+vectors than keeps() says; where it says elementwise, a part of a vector must have the whole's bits;
+it must stop workers by counts and delays alone; every kind of log must be replayed, and by every
+engine alike; zero gradients must leave w finite; the loss of a quadratic must fall. Takes about
+3 s. Exits with 1 if a check fails.
 
 examples
   dcasgd-repro check rule=my_rule:MyRule rule.power=2
@@ -145,7 +148,7 @@ examples
   dcasgd-repro tune lr_cifar10 scale=laptop seeds=3
 """
 
-VERIFY_HELP = """Makes the first pushes of a committed run again: in float64, which must agree with
+VERIFY_HELP = """Makes the first pushes of a kept run again: in float64, which must agree with
 its fingerprint.json within 1e-9 on any machine, and in float32, which must equal the rows of its
 metrics.csv up to push 200, digit for digit, where processor, torch and threads are the run's own.
 Elsewhere it says what differs, and by how much. Exit code 1 where it is another run."""
@@ -153,6 +156,8 @@ DATA_HELP = "CIFAR-10: fetch it, verify it bit for bit, or say where it is looke
 BENCH_HELP = """Paired timings on this device: what simulating workers costs over plain PyTorch, how
 much memory backups take, how fast schedules, updates and engines are. About 25 minutes for
 all on two CPU cores; leave the machine alone meanwhile."""
+COMPLETION_HELP = """Prints what completes commands, studies and choices in a shell. In ~/.bashrc:
+eval "$(dcasgd-repro completion bash)" """
 DIAGNOSE_HELP = """What happened in a run, from its text files, in a figure and a paragraph: delays,
 who computed and waited in the first rounds, how far the server had moved, how large gradients and
 corrections were, and, with a probe.csv, whether corrections pointed the right way."""

@@ -15,6 +15,7 @@ import pytest
 from dcasgd_repro.cli import commands as cli
 from dcasgd_repro.cli import help as texts
 from dcasgd_repro.errors import BadInput
+from dcasgd_repro.run.groups import choices, groups
 from dcasgd_repro.schedule import Schedule
 
 TINY = ["task=synthetic", "images=256", "batch=8", "test_images=32", "workers=4"]
@@ -49,10 +50,19 @@ def test_help(call) -> None:
         ("schedule", "paper_cluster"),
         ("data", "verify"),
         ("report", "--out"),
+        ("completion", "completion bash"),
     ):
         code, out, _ = call(command, "--help")
         assert code == 0
         assert word in out
+
+
+def test_the_help_of_train_lists_every_group(call) -> None:
+    _, out, _ = call("train", "--help")
+    for group in groups():
+        assert f"{'+exp' if group == 'exp' else group}=" in out
+        assert all(name in out for name in choices(group))
+    assert "task=my_task:Line" in out
 
 
 def test_a_run_prints_its_resolution_and_its_result(call) -> None:
@@ -182,6 +192,7 @@ def test_report_tells_configurations_apart(call) -> None:
         (["trian"], "trian: no such command; choose train, schedule, check, reproduce, tune,"),
         (["bench", "nope"], "argument PART: invalid choice: 'nope' (choose from"),
         (["bench", "--nope"], "unrecognized arguments: --nope; `dcasgd-repro bench --help` says"),
+        (["completion", "zsh"], "argument shell: invalid choice: 'zsh' (choose from"),
         (["data", "fly"], "argument action: invalid choice: 'fly'"),
         (["bench", "--device", "cuda"], "device=cuda: torch sees no CUDA device here"),
         (["train", "fo=1"], "fo=1: no such key"),
