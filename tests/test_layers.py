@@ -36,7 +36,7 @@ INSIDE = {
         {"reproduce", "probed"},
         {"evidence", "display"},
         {"tune", "drawing"},
-        {"claims", "curves", "against", "probes"},
+        {"claims", "curves", "against", "panels", "probes"},
         {"pages", "diagnose"},
         {"request"},
     ],
@@ -112,6 +112,11 @@ def test_the_config_stops_at_the_door(path: Path) -> None:
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     names |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
     assert not names & {"cfg", "DictConfig"}
+
+
+def test_the_page_names_the_door() -> None:
+    page = (PACKAGE / "README.md").read_text()
+    assert all(f"`{name}`" in page for name in {*DOOR} - {"cli"} | {"cli/"})
 
 
 @pytest.mark.parametrize(

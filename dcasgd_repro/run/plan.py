@@ -237,7 +237,7 @@ class Plan:
                 raise BadInput(key, theirs, f"the plan has {ours}; make both the same")
 
     def lr(self, server: Any) -> Callable[[int], float]:
-        """Pushes received by ``server`` so far -> the next rate, as ``simulate`` takes it."""
+        """A function of the pushes received so far, which returns the rate of the next push."""
 
         def rate(pushes: int) -> float:
             passed = server.t if self.lr_by == "updates" else pushes

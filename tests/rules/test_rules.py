@@ -292,6 +292,19 @@ def test_it_keeps_the_vectors_it_says(rule: Rule) -> None:
     assert found == once + each * WORKERS
 
 
+def test_who_declares_a_correction() -> None:
+    """Those that dcasgd_repro/README.md names: the dc_ratio of any other rule is 0."""
+    found = set()
+    for rule in RULES:
+        w = torch.ones(3)
+        state = rule.init(w, 2)
+        for k in range(6):
+            given = Arrival(torch.tensor([1.0, 2.0, 3.0]), w, w / 2, k % 2, k // 3, 0.1)
+            _, state, correction = rule.direction(given, state)
+            found |= set() if correction is None else {type(rule).__name__}
+    assert found == {"DCASGDc", "DCASGDa", "DCASGDn", "DCSSGD", "DANADC", "GapAware", "HeLoCo"}
+
+
 @each_rule
 def test_its_state_goes_through_a_checkpoint(rule: Rule) -> None:
     assert battery.resumed(rule, (1, 9, 19)) == (True, "0 of 3 resumed runs differ")
