@@ -72,9 +72,10 @@ tensorboard: .venv/ready ## the dashboards of everything under outputs/
 bench: .venv/ready ## what a simulated worker costs here (about 25 minutes); the page in results/bench
 	$(RUN) bench all
 
-torture: .venv/ready ## 242 kills of runs, 80 of studies, damaged files, 3,000 fuzzed inputs (about 30 minutes)
+torture: .venv/ready ## 242 kills of runs, 80 of studies, 70 of fetches and decoders, 3,000 fuzzed inputs (about 35 minutes)
 	.venv/bin/python tests/torture.py
 	.venv/bin/python tests/torture_studies.py
+	.venv/bin/python tests/torture_data.py
 	.venv/bin/python tests/fuzz.py
 
 golden: .venv/ready ## write tests/golden anew (look at the difference before you commit it)

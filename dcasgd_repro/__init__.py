@@ -77,6 +77,7 @@ _HOME = {
         "Message",
         "Pauses",
         "Schedule",
+        "Skewed",
         "SlowDowns",
         "Summed",
     ),

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import linecache
 import math
+import sysconfig
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
+
+LIBRARIES = ("site-packages", "dist-packages", "<frozen", str(Path(__file__).parent))
 
 
 class BadInput(ValueError):
@@ -77,9 +82,24 @@ def in_words(error: Exception) -> str:
     said = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
     if isinstance(error, SyntaxError):
         return f"{said.partition(' (')[0]} ({error.filename}, line {error.lineno})"
-    frames = traceback.extract_tb(error.__traceback__)
-    libraries = ("site-packages", "<frozen", str(Path(__file__).parent))
-    own = [frame for frame in frames if not any(part in frame.filename for part in libraries)]
+    own = own_frames(error)
     if not own:
         return said
-    return f"{said} ({own[-1].filename}, line {own[-1].lineno}: {own[-1].line})"
+    frame, line = own[-1]
+    file = frame.f_code.co_filename
+    return f"{said} ({file}, line {line}: {linecache.getline(file, line).strip()})"
+
+
+def is_ours(part: object) -> bool:
+    """Whether its class is one of this package."""
+    return type(part).__module__.partition(".")[0] == "dcasgd_repro"
+
+
+def own_frames(error: BaseException) -> list[tuple[FrameType, int]]:
+    """Where an exception passed through a reader's own code: frames and lines, outermost first."""
+    installed = (*LIBRARIES, sysconfig.get_path("stdlib"))
+    return [
+        (frame, line)
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if not any(part in frame.f_code.co_filename for part in installed)
+    ]

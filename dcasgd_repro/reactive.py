@@ -20,7 +20,7 @@ import torch
 from dcasgd_repro.errors import BadInput, check_whole, told_as
 from dcasgd_repro.rules import Rule
 from dcasgd_repro.rules.rule import size_of
-from dcasgd_repro.schedule import KINDS, PULL, PUSH, Generated, Schedule, disturbed
+from dcasgd_repro.schedule import KINDS, PULL, PUSH, Busy, Schedule, answered
 from dcasgd_repro.simulate import Server
 
 APPLIED, KEPT, IGNORED = "applied", "kept", "ignored"
@@ -37,12 +37,12 @@ class Reactive:
     worker. Under a rule that stops nobody the log is that of ``times``. Raises BadInput.
     """
 
-    times: Generated
+    times: Busy
     rule: Rule
 
     def __post_init__(self) -> None:
         remedy = "its workers do not run freely; take gamma, straggler, paper_cluster, ..."
-        if not isinstance(self.times, Generated):
+        if not isinstance(self.times, Busy):
             raise BadInput("schedule", type(self.times).__name__, remedy)
         if self.times.barrier:
             raise BadInput("barrier", True, remedy)
@@ -62,7 +62,7 @@ class Reactive:
             play.message(kind, m)
             return play.stopped() if kind == PUSH else []
 
-        return disturbed(self.times).answered(pushes, answer)
+        return answered(self.times, pushes, answer)
 
 
 def may_stop(rule: Rule) -> bool:

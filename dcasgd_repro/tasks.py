@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.parameter import UninitializedParameter
 
 from dcasgd_repro.data.folders import Folders
 from dcasgd_repro.data.images import Batch, Images, stream
@@ -249,6 +250,8 @@ class Classifier:
         """The loss and its gradient [P] at w [P]; weight decay is added as torch.optim.SGD does."""
         leaf = w.detach().requires_grad_()
         loss = self._cross_entropy(leaf, batch)
+        if not loss.requires_grad:
+            raise self._refused(".forward", "returns what does not depend on the parameters")
         (g,) = torch.autograd.grad(loss, leaf)
         if self.conf.weight_decay:
             g = torch.add(g, w, alpha=self.conf.weight_decay)
@@ -295,11 +298,25 @@ class Classifier:
         for parameters, name, _, k in self._places:
             parameters[name] = parts[k]
         try:
-            logits: Tensor = self.module(laid_out(images))
-            return logits
+            return self._called(self.module, images)
         finally:
             for parameters, name, own, _ in self._places:
                 parameters[name] = own
+
+    def _called(self, module: nn.Module, images: Tensor) -> Tensor:
+        """The logits of [N, 3, H, W] images, which are [N, classes] or more. Raises BadInput."""
+        logits = module(laid_out(images))
+        count, classes = len(images), self.images.classes
+        if not isinstance(logits, Tensor):
+            said = f"a {type(logits).__name__}"
+        elif logits.ndim != 2 or len(logits) != count or logits.shape[1] < classes:
+            said = f"shape {tuple(logits.shape)}"
+        else:
+            return logits
+        raise self._refused(".forward", f"returns {said}; make it logits {[count, classes]}")
+
+    def _refused(self, method: str, remedy: str) -> BadInput:
+        return BadInput("model", f"{type(self.evaluated).__name__}{method}", remedy)
 
     def _decayed(self, loss: Tensor, w: Tensor) -> Tensor:
         if not self.conf.weight_decay:
@@ -352,7 +369,7 @@ class Classifier:
     def _measure(self, chunks: Any) -> tuple[float, float]:
         wrong, loss, count = 0, 0.0, 0
         for images, labels in chunks:
-            logits = self.evaluated(laid_out(images))
+            logits = self._called(self.evaluated, images)
             wrong += int((logits.argmax(1) != labels).sum())
             loss += float(F.cross_entropy(logits, labels, reduction="sum"))
             count += len(labels)
@@ -378,6 +395,16 @@ class Classifier:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             module: nn.Module = self.conf.model.build()
+        if not isinstance(module, nn.Module):
+            made = f"returns a {type(module).__name__}; make it an nn.Module"
+            raise BadInput("model", f"{type(self.conf.model).__name__}.build", made)
+        parameters = dict(module.named_parameters())
+        if not parameters:
+            raise BadInput("model", type(module).__name__, "has no parameters to train")
+        for name, parameter in parameters.items():
+            if isinstance(parameter, UninitializedParameter) or parameter.is_meta:
+                remedy = "has no values yet; give it its size and a device when it is made"
+                raise BadInput("model", f"{type(module).__name__}.{name}", remedy)
         return module.to(device=self.device, dtype=self.dtype)
 
 

@@ -21,7 +21,7 @@ WINGS = [
     {"__main__"},
 ]
 INSIDE = {
-    "cluster": [{"__init__", "protocol"}, {"ray"}],
+    "cluster": [{"__init__", "protocol", "place"}, {"ray"}],
     "run": [
         {"__init__", "identity", "check", "sources", "faults", "device", "checkpoint", "taylor"},
         {"read", "compose", "battery", "groups"},
@@ -40,7 +40,7 @@ INSIDE = {
         {"pages", "diagnose"},
         {"request"},
     ],
-    "bench": [{"__init__", "timing"}, {"parts"}, {"page"}],
+    "bench": [{"__init__", "timing"}, {"cluster"}, {"parts"}, {"page"}],
     "cli": [{"__init__", "help"}, {"hydra"}, {"commands"}],
 }
 WING = {name: level for level, names in enumerate(WINGS) for name in names}

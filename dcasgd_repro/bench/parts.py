@@ -29,6 +29,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from dcasgd_repro.bench.cluster import cluster_part
 from dcasgd_repro.bench.timing import Part, Row, Timed, compared, row, timings
 from dcasgd_repro.data.images import CIFAR10_MEAN, CIFAR10_STD, Batch, Synthetic, generate
 from dcasgd_repro.fast.fused import fuse
@@ -620,4 +621,5 @@ PARTS: dict[str, Part] = {
     "schedule": schedule_part,
     "update": update_part,
     "waves": waves_part,
+    "cluster": cluster_part,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
@@ -109,7 +110,8 @@ def scale_line(cfg: DictConfig) -> str:
 
 def schedule(cfg: DictConfig, argv: Sequence[str]) -> Done:
     from dcasgd_repro.cli.hydra import Done, typed
-    from dcasgd_repro.run.plan import length_of, log_of, rule_of
+    from dcasgd_repro.run.plan import build, length_of, log_of, rule_of
+    from dcasgd_repro.schedule import FromRun
     from dcasgd_repro.study import runs
 
     log = log_of(cfg, length_of(cfg).pushes, *typed(cfg))
@@ -119,7 +121,8 @@ def schedule(cfg: DictConfig, argv: Sequence[str]) -> Done:
         from dcasgd_repro.reactive import answers
 
         found = answers(rule_of(cfg), log)
-    print(runs.schedule(log, out, found))
+    made = build(cfg, "schedule")
+    print(runs.schedule(log, out, found, made if isinstance(made, FromRun) else None))
     delays = log.delays()
     return Done(0, f"delay {delays.mean():.2f} ± {delays.std():.2f}, at most {delays.max()}  {out}")
 
@@ -186,16 +189,22 @@ def report(arguments: list[str]) -> int:
     parser.add_argument("--out", type=Path, help="where the table, the figure and the text go")
     given = parser.parse_args(arguments)
 
+    from dcasgd_repro.run.identity import CELLS
     from dcasgd_repro.study import pages, runs
+    from dcasgd_repro.study.reproduce import keeping
 
     places = [Path(name) for name in given.runs]
     studies = [place for place in places if (place / "grid.yaml").exists()]
+    # Not while a study keeps its runs: half of one would be read. Without outputs/ there is none.
+    alone = keeping() if os.access(CELLS.parent, os.W_OK) else contextlib.nullcontext()
     if places and not studies and all(place.is_dir() for place in places):
-        print(runs.comparison(places, given.out))
+        with alone:
+            print(runs.comparison(places, given.out))
         return 0
     if given.out is not None:
         raise BadInput("--out", given.out, "a study's report goes to results/; leave it out")
-    print(pages.all_of(given.runs, RESULTS))
+    with alone:
+        print(pages.all_of(given.runs, RESULTS))
     return 0
 
 
@@ -271,7 +280,7 @@ def verify(arguments: list[str]) -> int:
 
 
 def bench(arguments: list[str]) -> int:
-    parts = ("simulate", "memory", "schedule", "update", "waves", "all")
+    parts = ("simulate", "memory", "schedule", "update", "waves", "cluster", "all")
     parser = Parser("dcasgd-repro bench", description=texts.BENCH_HELP)
     parser.add_argument("parts", nargs="*", choices=parts, default="all", metavar="PART",
                         help=f"one or more of {', '.join(parts)} (default: all)")  # fmt: skip
@@ -285,7 +294,13 @@ def bench(arguments: list[str]) -> int:
     from dcasgd_repro.run.device import set_device
 
     device = set_device(given.device)
-    chosen = list(page.PARTS) if "all" in given.parts else list(dict.fromkeys(given.parts))
+    chosen = list(dict.fromkeys(given.parts))
+    if "all" in given.parts:
+        chosen = [name for name in page.PARTS if name != "cluster" or name in given.parts]
+    if "cluster" in chosen:
+        from dcasgd_repro.cluster.ray import Ray
+
+        Ray()  # which refuses where there is no Ray, before anything is measured
     try:
         file = page.run(chosen, device, given.out, ["dcasgd-repro", "bench", *arguments])
     except KeyboardInterrupt:

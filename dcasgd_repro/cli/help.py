@@ -56,6 +56,8 @@ usage: dcasgd-repro train [+exp=NAME] [KEY=VALUE ...] [-m]
   --cfg job     print the composed config and stop (--resolve fills it in)
 
 A run that was stopped goes on when the same command is given again; resume=never starts anew.
+Where a file of yours was edited on the way, it is another run: run_dir=DIR resume=edited goes on
+with it, and says so in the run's directory.
 
 examples
   dcasgd-repro train +exp=cifar_dc
@@ -78,6 +80,7 @@ of pushes is that of the scale (unset: as for train, with paper for cifar10).
 examples
   dcasgd-repro schedule schedule=gamma workers=8
   dcasgd-repro schedule schedule=file schedule.path=outputs/schedule/.../schedule.csv.gz workers=8
+  dcasgd-repro schedule schedule=from_run schedule.run=RUN workers=32   # like that run's workers
 """
 
 CHECK_HELP = """\
@@ -155,12 +158,13 @@ Elsewhere it says what differs, and by how much. Exit code 1 where it is another
 DATA_HELP = "CIFAR-10: fetch it, verify it bit for bit, or say where it is looked for."
 BENCH_HELP = """Paired timings on this device: what simulating workers costs over plain PyTorch, how
 much memory backups take, how fast schedules, updates and engines are. About 25 minutes for
-all on two CPU cores; leave the machine alone meanwhile."""
+all on two CPU cores; leave the machine alone meanwhile. `cluster`, the pushes per second of a
+server on Ray by workers that compute nothing, needs the extra ray and is not part of all."""
 COMPLETION_HELP = """Prints what completes commands, studies and choices in a shell. In ~/.bashrc:
 eval "$(dcasgd-repro completion bash)" """
 DIAGNOSE_HELP = """What happened in a run, from its text files, in a figure and a paragraph: delays,
-who computed and waited in the first rounds, how far the server had moved, how large gradients and
-corrections were, and, with a probe.csv, whether corrections pointed the right way."""
+who computed and waited in the first rounds, how far w_t lay from the backups, how large gradients
+and corrections were, and, with a probe.csv, whether corrections pointed the right way."""
 REPORT_HELP = """Tables and figures from finished runs. Without arguments, or with the name of a
 study, those of results/ beside the paper's; with run directories, or folders of them, one table of
 these runs, grouped over seeds."""

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import copy
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from dcasgd_repro.errors import Failure
 from dcasgd_repro.schedule import Message
 from dcasgd_repro.simulate import Server, Step, apply, simulate
 
@@ -30,6 +32,9 @@ DUPLICATE = "duplicate"  # this gradient was received before, or refused
 SHAPE = "shape"  # not a vector like w
 NOT_FINITE = "not finite"  # a loss or gradient that is infinite or NaN
 REASONS = (INCARNATION, DUPLICATE, SHAPE, NOT_FINITE)
+OWN_FAULT = (SHAPE, NOT_FINITE)  # its worker's
+PATIENCE = 5  # gradients of one worker, refused while nobody sends a finite one
+FAULTS = 10  # refusals of one worker in a row, for its own fault, that end the run
 
 
 class Sent(NamedTuple):
@@ -89,7 +94,7 @@ class ParameterServer:
         self.incarnation, self.barrier, self.ahead = list(incarnation), barrier, ahead
         self.absent = set(range(len(incarnation))) if gather else set()
         self.computing = set(computing)  # have been sent a vector, and have not pushed since
-        self.suspect: set[int] = set()  # refused as not finite since the last gradient
+        self.suspect = Counter[int]()  # refusals as not finite, by worker, since the last gradient
         self.log: list[Line] = []
         self.untaken = 0  # pushes in it
 
@@ -159,9 +164,10 @@ class ParameterServer:
     def _reason(self, m: int, incarnation: int, k: int, loss: Tensor, g: Tensor) -> str | None:
         """Why this push is refused.
 
-        A gradient that is not finite is its worker's fault where another one is finite. Where all
-        that compute have sent such ones, the weights have diverged: it is taken, and the run ends
-        as it would in the simulator.
+        A gradient that is not finite is its worker's fault where another one is finite. The weights
+        have diverged where they are not finite themselves, where all that compute have sent such
+        gradients, or where several have and one has ``PATIENCE`` times: others may hang. Then it is
+        taken, and the run ends as it would in the simulator.
         """
         if incarnation != self.incarnation[m]:
             return INCARNATION
@@ -173,12 +179,40 @@ class ParameterServer:
             return None
         else:
             reason = NOT_FINITE
-            self.suspect.add(m)
-            if len(self.suspect) == len(self.computing if self.barrier else self.incarnation):
+            self.suspect[m] += 1
+            if self._diverged(m):
                 return None
         if not self.barrier:
             self.computing.discard(m)  # its next pull is a new one
         return reason
+
+    def _diverged(self, m: int) -> bool:
+        """Whether the weights are at fault for a gradient of worker m that is not finite."""
+        asked = len(self.computing if self.barrier else self.incarnation)
+        several = len(self.suspect) > 1 and self.suspect[m] >= PATIENCE
+        return several or len(self.suspect) == asked or not self.server.w.isfinite().all()
+
+
+class Patience:
+    """Counts the refusals that are a worker's own fault, line by line of the log.
+
+    Such a worker would be refused for ever: what it computes is wrong, and nothing it asks for
+    makes it right.
+    """
+
+    def __init__(self) -> None:
+        self.faults = Counter[int]()  # by worker, since its last gradient that was received
+
+    def note(self, line: Line) -> None:
+        """Raises Failure at the ``FAULTS``-th refusal in a row."""
+        m = line.worker
+        if line.kind == "push":
+            del self.faults[m]
+        self.faults[m] += line.kind in OWN_FAULT
+        if self.faults[m] >= FAULTS:
+            why = "has another shape or type than w" if line.kind == SHAPE else "is not finite"
+            what = f"worker {m} sent {FAULTS} gradients in a row that were refused: {line.kind}"
+            raise Failure(f"{what}. The last one, of its mini-batch {line.k}, {why}; mend the task")
 
 
 class Followed:

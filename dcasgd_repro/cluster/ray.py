@@ -31,25 +31,28 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from dcasgd_repro.cluster.place import place
 from dcasgd_repro.cluster.protocol import (
     REASONS,
     WAIT,
     Followed,
     Line,
     ParameterServer,
+    Patience,
     Sent,
     table,
     twin,
 )
 from dcasgd_repro.errors import BadInput, Failure, check_number
 from dcasgd_repro.schedule import Recording
-from dcasgd_repro.schedule.live import Event
+from dcasgd_repro.schedule.live import ELSEWHERE, Event
 from dcasgd_repro.simulate import Server, Step
 
 TAKEN = 16  # pushes that the driver takes at a time
 AHEAD_BYTES = 2**28  # of gradients that the server may hold for the driver
 STORE_BYTES = 2**27  # of a local object store, beside the vectors
 GIVE_UP = 5  # deaths of a process, one after another, without a gradient received between
+STOP_S = 0.2  # between two looks at whether the run is to stop, while the server is silent
 PAUSE_S = (0.001, 0.05)  # between two questions: at first, and at most
 
 
@@ -86,9 +89,8 @@ class Ray:
     def factors(self) -> Mapping[int, float]:
         return self.slow or {}
 
-    def __call__(
-        self, task: Any, server: Server, messages: Recording, lr: Callable[[int], float]
-    ) -> Iterator[Step]:
+    def check(self, task: Any, server: Server) -> None:
+        """Refuses what cannot run, as far as is known before there is a Ray: BadInput."""
         if server.w.device.type != "cpu":
             remedy = "on Ray the server is on the CPU: set device=cpu, and engine.gpus_per_worker"
             raise BadInput("device", server.w.device.type, remedy)
@@ -99,8 +101,12 @@ class Ray:
             if worker not in range(len(server.sent)):
                 remedy = f"workers={len(server.sent)} have the numbers 0 to {len(server.sent) - 1}"
                 raise BadInput("engine.slow", dict(self.factors), remedy)
+
+    def __call__(
+        self, task: Any, server: Server, messages: Recording, lr: Callable[[int], float]
+    ) -> Iterator[Step]:
         tqdm.write(f"note      starting {len(server.sent)} workers on Ray", file=sys.stderr)
-        with self._session(server):
+        with self.session(server):
             cluster = Cluster(self, task.conf, server, messages, lr)
             try:
                 yield from Followed(cluster.lines()).steps(server, lr, messages.append)
@@ -108,7 +114,7 @@ class Ray:
                 cluster.end()
 
     @contextlib.contextmanager
-    def _session(self, server: Server) -> Iterator[None]:
+    def session(self, server: Server) -> Iterator[None]:
         """A connection to the cluster, or a Ray of its own for as long; nothing on the screen."""
         import ray
 
@@ -176,6 +182,8 @@ class Cluster:
         self.incarnation = [0] * len(server.sent)
         self.deaths = [0] * len(server.sent)
         self.servers = self.server_deaths = 0  # started; died, one after another
+        self.patience = Patience()
+        self.places: dict[Any, int] = {}  # a call of place -> its worker
         cpus, gpus = torch.get_num_threads(), engine.gpus_per_worker
         self._fits(len(server.sent), cpus, gpus)
         self.leaf, self.gpu, self.factors = leaf, gpus > 0, engine.factors
@@ -193,12 +201,15 @@ class Cluster:
         tended = time.monotonic()
         while self.server.pushes < self.recording.pushes:
             try:
-                lines = self.ray.get(self.keeper.take.remote(TAKEN))
-            except self.ray.exceptions.RayActorError as error:
+                lines = self._taken()
+            except lost_ones() as error:
                 self._replace_keeper(error)
                 continue
+            if self.recording.stopping():
+                return
             for line in lines:
                 self.began = self.began or time.monotonic() - line.clock_s
+                self.patience.note(line)
                 if line.kind in REASONS:
                     self._note(f"refused: {line.kind}", line.worker, line.k, clock_s=line.clock_s)
                     continue
@@ -214,6 +225,15 @@ class Cluster:
             else:
                 pause()
 
+    def _taken(self) -> list[Line]:
+        """The log's next lines; none where the run is to stop before the server answers."""
+        call = self.keeper.take.remote(TAKEN)
+        while not self.ray.wait([call], timeout=STOP_S)[0]:
+            if self.recording.stopping():
+                return []
+        lines: list[Line] = self.ray.get(call)
+        return lines
+
     def end(self) -> None:
         """Kills the processes, if Ray has not ended with all of them."""
         for actor in (self.keeper, *self.workers) if self.ray.is_initialized() else ():
@@ -221,14 +241,19 @@ class Cluster:
 
     def _tend(self) -> None:
         """Starts again whatever has stopped working."""
+        if self.places:
+            self._note_places()
         done, _ = self.ray.wait(list(self.working), num_returns=len(self.working), timeout=0)
         for call in done:
             m, server = self.working.pop(call)
             try:
                 received = self.ray.get(call)
-            except self.ray.exceptions.RayActorError as error:
-                self._note("worker lost", m)  # the server may be batches ahead of the driver
+            except lost_ones() as error:
+                memory = isinstance(error, self.ray.exceptions.OutOfMemoryError)
+                # Without its batch: the server may be batches ahead of the driver.
+                self._note("worker lost: out of memory" if memory else "worker lost", m)
                 self.deaths[m] = counted(self.deaths[m], f"worker {m}", error)
+                self.ray.kill(self.workers[m])  # it may only be out of reach
                 self.workers[m] = self._worker(m)
             except self.ray.exceptions.RayTaskError as error:
                 raise error.cause if isinstance(error.cause, BadInput) else error from None
@@ -267,12 +292,23 @@ class Cluster:
 
     def _worker(self, m: int) -> Any:
         remote = self.ray.remote(Worker).options(**self.means)
-        return remote.remote(m, self.gpu, settings(), self.factors.get(m, 1.0))
+        worker = remote.remote(m, self.gpu, settings(), self.factors.get(m, 1.0))
+        self.places[worker.place.remote()] = m
+        return worker
 
     def _work(self, m: int) -> None:
         self.incarnation[m] += 1
         call = self.workers[m].work.remote(self.leaf, self.keeper, self.incarnation[m])
         self.working[call] = (m, self.servers)
+
+    def _note_places(self) -> None:
+        """Notes the workers that compute on another processor than this one, or another torch."""
+        done, _ = self.ray.wait(list(self.places), num_returns=len(self.places), timeout=0)
+        for call in done:
+            m = self.places.pop(call)
+            with contextlib.suppress(*lost_ones()):  # which its work tells too
+                if (there := self.ray.get(call)) != place():
+                    self._note(f"{ELSEWHERE}: {there}", m)
 
     def _note(
         self,
@@ -342,13 +378,16 @@ class Worker:
         self.task: Any = None
         self.received = 0  # gradients that the server says it has received of this worker
 
+    def place(self) -> str:
+        return place()
+
     def work(self, leaf: Any, keeper: Any, incarnation: int) -> int:
         """Until the server is lost, has enough or has another one; ``received`` of then."""
         import ray
 
         self.task = self.task or leaf.on(self.device)
         pause = Pause()
-        with contextlib.suppress(ray.exceptions.RayActorError):
+        with contextlib.suppress(*lost_ones()):
             reply = ray.get(keeper.pull.remote(self.m, incarnation))
             while isinstance(reply, Sent) or reply == WAIT:
                 if isinstance(reply, Sent):
@@ -367,6 +406,13 @@ class Worker:
         found = loss.detach().cpu().numpy(), g.cpu().numpy()
         time.sleep((self.slow - 1) * (time.monotonic() - began))
         return found
+
+
+def lost_ones() -> tuple[type[Exception], ...]:
+    """What a call raises whose process is lost: it died, or Ray ended it for want of memory."""
+    from ray import exceptions
+
+    return exceptions.RayActorError, exceptions.OutOfMemoryError
 
 
 def counted(deaths: int, what: str, error: Exception) -> int:

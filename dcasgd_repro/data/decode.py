@@ -32,6 +32,7 @@ from dcasgd_repro.errors import BadInput
 
 TRIES = 10  # windows drawn before the largest centred one is taken
 DRAWS = 2 * TRIES + 3  # uniform numbers an augmented image needs
+CLIPPED = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")  # by Pillow, as it makes RGB of them
 AREAS, RATIOS = (0.08, 1.0), (3 / 4, 4 / 3)  # of a window: part of the image, width / height
 
 Pixels = npt.NDArray[np.uint8]
@@ -83,6 +84,8 @@ def window(height: int, width: int, u: Draws) -> tuple[int, int, int, int]:
 def _read(file: str, job: Job, u: Draws | None) -> Pixels:
     try:
         with Image.open(file) as opened:
+            if opened.mode in CLIPPED:
+                raise ValueError(f"mode {opened.mode} has more than 8 bits, which would be clipped")
             image = opened.convert("RGB")
     except MemoryError:
         raise

@@ -12,6 +12,7 @@ https://www.cs.toronto.edu/~kriz/cifar.html. The md5s of the pickled batches are
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
 import io
 import json
@@ -40,6 +41,7 @@ Split = tuple[Bytes, npt.NDArray[np.int64]]
 RECORDS = 10_000  # images a batch file
 PIXELS = 32 * 32
 RECORD = 1 + 3 * PIXELS  # bytes: the label, then the red, green and blue planes
+SLACK = 2**24  # bytes that a file may have beside its records
 
 BINARY_FOLDER = "cifar-10-batches-bin"
 BINARY_MD5 = {
@@ -194,6 +196,8 @@ def _records(root: Path) -> dict[str, Bytes]:
 
 def _read_folder(folder: Path, names: list[str]) -> Iterator[tuple[str, bytes]]:
     for path in (folder / name for name in names):
+        if path.stat().st_size > 2 * RECORDS * RECORD + SLACK:
+            raise BadInput(str(path), f"{path.stat().st_size} bytes", f"far too many; {_REPAIR}")
         try:
             yield str(path), path.read_bytes()
         except OSError as error:
@@ -204,7 +208,7 @@ def _read_archive(archive: Path, names: list[str]) -> Iterator[tuple[str, bytes]
     members: dict[str, bytes] = {}
     try:
         # One pass, by name: nothing is unpacked to disk, so no member can choose its own path.
-        with tarfile.open(archive) as tar:
+        with _opened(archive) as tar:
             for member in tar:
                 name = Path(member.name).name
                 if name in names and (content := tar.extractfile(member)):
@@ -220,6 +224,34 @@ def _read_archive(archive: Path, names: list[str]) -> Iterator[tuple[str, bytes]
     if lacking := [name for name in names if name not in members]:
         raise BadInput(str(archive), "incomplete", f"lacks {', '.join(lacking)}; {_REPAIR}")
     return ((f"{archive}:{name}", members[name]) for name in names)
+
+
+@contextlib.contextmanager
+def _opened(archive: Path) -> Iterator[tarfile.TarFile]:
+    """A .tar.gz, of which no more is unpacked than twice CIFAR-10, whatever it says of itself."""
+    with gzip.open(archive) as whole:
+        limited: Any = _AtMost(whole, 12 * RECORDS * RECORD + SLACK)
+        with tarfile.open(fileobj=limited, mode="r:") as tar:
+            yield tar
+
+
+class _AtMost:
+    """A file to read, which ends with an OSError after so many bytes."""
+
+    def __init__(self, file: gzip.GzipFile, limit: int) -> None:
+        self.file, self.limit, self.tell = file, limit, file.tell
+
+    def read(self, size: int) -> bytes:
+        self._check(self.tell() + size)
+        return self.file.read(size)
+
+    def seek(self, place: int) -> int:
+        self._check(place)
+        return self.file.seek(place)
+
+    def _check(self, place: int) -> None:
+        if place > self.limit:
+            raise OSError(f"it unpacks to more than {self.limit:,} bytes")
 
 
 def _identify(path: str, content: bytes | Bytes, md5: str, size: int | None = None) -> Bytes:
@@ -379,7 +411,7 @@ def _npm(work: Path) -> dict[str, bytes]:
     _npm_pack(npm, work)
     planes: dict[str, Bytes] = {}
     labels: dict[str, list[int]] = {}
-    with tarfile.open(next(work.glob("*.tgz"))) as tar:
+    with _opened(next(work.glob("*.tgz"))) as tar:
         for member in tar:
             stem, _, kind = Path(member.name).name.partition(".")
             content = tar.extractfile(member)

@@ -1,8 +1,9 @@
-"""Whether a rule does what a rule must, tried before a run begins."""
+"""Whether a rule and a task do what they must: tried before a run begins, and watched in it."""
 
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,13 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dcasgd_repro.errors import BadInput, told_as
+from dcasgd_repro.errors import BadInput, is_ours, told_as
 from dcasgd_repro.reactive import named_by
 from dcasgd_repro.rules import Arrival, Direction, Rule
 from dcasgd_repro.rules.rule import size_of
 
 CURVATURE = (1.0, 0.5, 0.1, 0.0)  # the last entry's gradient is exactly 0, as a dead unit's is
 MOST = 200  # arrivals
+LEAF = ("on(device)",)
+TASK = ("initial(seed)", "batch(worker, k)", "gradient(w, batch)", "evaluate(w, sent)")
+MEASURED = ("test_error", "test_loss", "train_error")  # of an evaluation
 
 
 def check_is_rule(rule: Any) -> None:
@@ -58,9 +62,13 @@ def check_contract(rule: Rule, workers: int) -> None:
 
 @dataclass(frozen=True)
 class Watched(Rule):
-    """A rule that holds another one to what a rule must do."""
+    """A rule that holds another one to what a rule must do.
+
+    In ``training`` it looks at no number: writing into a tensor is seen by torch's own count of it.
+    """
 
     rule: Rule
+    training: bool = False
 
     name = "watched"
 
@@ -88,10 +96,16 @@ class Watched(Rule):
         return found
 
     def _call(self, method: str, call: Callable[..., Any], *given: Any) -> Any:
-        before = [(tensor, tensor.clone()) for tensor in tensors(given)]
-        with told_as("rule", f"{type(self.rule).__name__}.{method}"):
+        if self.training:
+            counts = [(tensor, tensor._version) for tensor in tensors(given)]
             found = call(*given)
-        if not all(torch.equal(tensor, clone) for tensor, clone in before):
+            unwritten = all(tensor._version == count for tensor, count in counts)
+        else:
+            before = [(tensor, tensor.clone()) for tensor in tensors(given)]
+            with told_as("rule", f"{type(self.rule).__name__}.{method}"):
+                found = call(*given)
+            unwritten = all(torch.equal(tensor, clone) for tensor, clone in before)
+        if not unwritten:
             remedy = (
                 "writes into a tensor that it was given; make a new one, as g + c for g.add_(c)"
             )
@@ -101,21 +115,92 @@ class Watched(Rule):
     def _like(self, method: str, name: str, found: Any, w: Tensor) -> None:
         if not isinstance(found, Tensor):
             raise self._refused(method, f"returns a {name} that is a {type(found).__name__}")
-        for what, theirs, due in (
-            ("shape", tuple(found.shape), tuple(w.shape)),
-            ("dtype", found.dtype, w.dtype),
-        ):
-            if theirs != due:
-                remedy = f"returns a {name} of {what} {theirs} where w has {due}"
-                raise self._refused(method, remedy)
+        if other := unlike(found, w):
+            raise self._refused(method, f"returns a {name} {other}")
         # Ours are held to it by tests, and may be given a lambda of any size.
-        ours = type(self.rule).__module__.startswith("dcasgd_repro.")
-        if not ours and not bool(torch.isfinite(found).all()):
+        if self.training or is_ours(self.rule):
+            return
+        if not bool(torch.isfinite(found).all()):
             remedy = f"returns a {name} that is not finite, of finite gradients; is 0 / 0 in it?"
             raise self._refused(method, remedy)
 
     def _refused(self, method: str, remedy: str) -> BadInput:
         return BadInput("rule", f"{type(self.rule).__name__}.{method}", remedy)
+
+
+def unlike(found: Tensor, w: Tensor) -> str:
+    """In which shape or dtype a vector differs from w, for a reader; "" if in neither."""
+    if found.shape != w.shape:
+        return f"of shape {tuple(found.shape)} where w has {tuple(w.shape)}"
+    return "" if found.dtype == w.dtype else f"of dtype {found.dtype} where w has {w.dtype}"
+
+
+def check_methods(part: Any, methods: Sequence[str]) -> None:
+    """Refuses a task, or its leaf, that lacks one of the methods "name(arguments)": BadInput."""
+    for words in methods:
+        name = words.partition("(")[0]
+        method, value = getattr(part, name, None), f"{type(part).__name__}.{name}"
+        if not callable(method):
+            raise BadInput("task", value, f"there is no such method; it is called as {words}")
+        try:
+            inspect.signature(method).bind(*words.split(","))
+        except TypeError as error:
+            raise BadInput("task", value, f"is called as {words}: {error}") from None
+
+
+def check_start(task: Any, w: Any) -> None:
+    """Refuses a w_0 that is no vector of floats, and a first gradient unlike it: BadInput.
+
+    A gradient is tried of a task, or of a network, that is not of this package.
+    """
+    if not isinstance(w, Tensor):
+        raise _wrong(task, "initial", f"returns a {type(w).__name__}; make it a tensor [P]")
+    if w.ndim != 1 or not len(w) or not w.is_floating_point() or w.is_meta:
+        made = f"shape {tuple(w.shape)}, {w.dtype}, on {w.device}"
+        raise _wrong(task, "initial", f"returns {made}; make it a vector [P] of floats, P >= 1")
+    inside = getattr(task, "task", task)  # of local steps
+    if is_ours(inside) and is_ours(getattr(inside, "module", inside)):
+        return
+    found = task.gradient(w, task.batch(0, 0))
+    if not isinstance(found, tuple) or len(found) != 2:
+        made = f"returns a {type(found).__name__}"
+        raise _wrong(task, "gradient", f"{made}; make it (loss, gradient)")
+    loss, g = found
+    check_loss(task, loss)
+    check_gradient(task, g, w)
+
+
+def check_loss(task: Any, loss: Any) -> None:
+    """Refuses a loss that is no scalar: BadInput."""
+    if not isinstance(loss, Tensor) or loss.ndim or not loss.is_floating_point():
+        kind = type(loss).__name__
+        made = f"{loss.dtype} {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {kind}"
+        raise _wrong(task, "gradient", f"returns a loss that is {made}; make it a scalar tensor")
+
+
+def check_gradient(task: Any, g: Any, w: Tensor) -> None:
+    """Refuses a gradient of another shape or dtype than w: BadInput."""
+    if not isinstance(g, Tensor):
+        raise _wrong(task, "gradient", f"returns a gradient that is a {type(g).__name__}")
+    if other := unlike(g, w):
+        raise _wrong(task, "gradient", f"returns a gradient {other}")
+
+
+def check_measured(task: Any, measured: Any) -> None:
+    """Refuses what is no evaluation: BadInput."""
+    known = f"make it a dict with numbers as {', '.join(MEASURED)}"
+    if not isinstance(measured, dict) or not measured:
+        raise _wrong(task, "evaluate", f"returns a {type(measured).__name__}, {measured}; {known}")
+    for key, value in measured.items():
+        if key not in MEASURED:
+            raise _wrong(task, "evaluate", f"returns {key}, which no column has; {known}")
+        if not isinstance(value, float | int):
+            made = f"a {type(value).__name__} as {key}"
+            raise _wrong(task, "evaluate", f"returns {made}; make it a float, as tensor.item()")
+
+
+def _wrong(task: Any, method: str, remedy: str) -> BadInput:
+    return BadInput("task", f"{type(task).__name__}.{method}", remedy)
 
 
 def tensors(given: Any) -> Iterator[Tensor]:

@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +15,23 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dcasgd_repro.errors import BadInput
+from dcasgd_repro.errors import BadInput, is_ours
 from dcasgd_repro.fast.fused import fuse
 from dcasgd_repro.fast.graphs import check_device
 from dcasgd_repro.reactive import Followed, Reactive, may_stop
 from dcasgd_repro.rules import Arrival, Rule
 from dcasgd_repro.run import checkpoint, taylor, write
+from dcasgd_repro.run.check import (
+    LEAF,
+    TASK,
+    Watched,
+    check_loss,
+    check_measured,
+    check_methods,
+    check_start,
+)
 from dcasgd_repro.run.device import set_device
-from dcasgd_repro.run.faults import Stop, machine_faults
+from dcasgd_repro.run.faults import Stop, machine_faults, own_faults
 from dcasgd_repro.run.fingerprint import fingerprint
 from dcasgd_repro.run.identity import (
     differences,
@@ -43,6 +52,7 @@ from dcasgd_repro.run.read import (
     INTERRUPTED,
     STOPPED,
     begun,
+    config_of,
     pushes_of,
     status_of,
     summary_of,
@@ -75,20 +85,29 @@ def run(
     device = set_device(*plan.means())
     check_device(precision(plan.config), device.type)
     path = plan.directory(time.strftime("%Y%m%d-%H%M%S"))
-    with machine_faults(path):
+    plan = edited(plan, path)
+    with own_faults(plan.parts), machine_faults(path):
         log = recorded(path, plan.log()) if plan.live else plan.log()
         if ended(plan, path, log, say):
             return path
+        check_methods(plan.task, LEAF)
         try:
             task = plan.task.on(device)
         except BadInput as error:
             raise plan.named("task.data", error) from None
+        check_methods(task, TASK)
         check_sizes(plan, task)
         w = task.initial(plan.initial_seed)
+        check_start(task, w)
         check_state(plan.rule, w)
         server = Server(plan.rule, w, plan.workers, plan.backup)
+        if plan.live:
+            engine: Any = plan.engine
+            engine.check(task, server)
         if plan.fused:
             fuse(server)
+        elif not is_ours(plan.rule):
+            server.rule = Watched(plan.rule, training=True)
         experiment = Experiment(plan, path, log, task, server, probe_of(plan, task, server), until)
         with write.locked(path):
             if ended(plan, path, log, say):  # by another process, meanwhile
@@ -97,6 +116,9 @@ def run(
             say(describe(plan, len(server.w), device, path))
             for note in notes(plan, log):
                 say(f"note      {note}")
+            for key, hashes in plan.config.get("sources", {}).items():
+                if "+" in hashes:
+                    say(f"note      the files of {key} were edited: verify will refuse this run")
             if server.pushes:
                 say(f"going on  after push {server.pushes:,} of {plan.length.pushes:,}")
             if plan.stop < plan.length.pushes:
@@ -113,6 +135,24 @@ def run(
                 say(f"note      goes on elsewhere, where float32 sums may differ: {moved}")
             experiment.drive()
     return path
+
+
+def edited(plan: Plan, path: Path) -> Plan:
+    """With resume=edited the plan under both hashes, was+now, of each file edited since ``path``.
+
+    Such a run is no other's, and never again the one that its files alone would make.
+    """
+    if plan.resume != "edited" or not begun(path):
+        return plan
+    ended = status_of(path) in ENDED  # which no file can change
+    was, both = config_of(path).get("sources") or {}, dict(plan.config.get("sources", {}))
+    for key, now in both.items():
+        known = str(was.get(key, now))
+        if known.rpartition("+")[2] == now:
+            both[key] = known
+        elif not ended:
+            both[key] = f"{known}+{now}"
+    return replace(plan, config={**plan.config, "sources": both}) if both else plan
 
 
 def check_state(rule: Rule, w: torch.Tensor) -> None:
@@ -174,6 +214,7 @@ class Experiment:
     until: int | None = None  # the push to be interrupted after; None: none
     progress: write.Progress = field(default_factory=write.Progress)
     recording: Recording | None = None  # of a live run
+    kept: int = 0  # pushes before the last checkpoint
 
     def __post_init__(self) -> None:
         self.kinds = checkpoint.kinds(self.server.state)
@@ -183,7 +224,8 @@ class Experiment:
     @property
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must share with the run that goes on from it, beside its config."""
-        return {"schedule_sha256": self.log.sha256(), "data_md5": self.task.md5}
+        md5 = getattr(self.task, "md5", {})  # a task of a user's own may have no files
+        return {"schedule_sha256": self.log.sha256(), "data_md5": md5}
 
     def resume(self, device: torch.device) -> None:
         """Takes over the newest checkpoint, if there is one."""
@@ -199,6 +241,7 @@ class Experiment:
                 raise BadInput("run_dir", self.path, f"was made with another {name}: {found}")
         checkpoint.unpack(self.server, saved["server"])
         self.progress = write.Progress.unpacked(saved["progress"], device)
+        self.kept = self.server.pushes
         self.probe.unpack(saved.get("probe", {}))
 
     def _record(self, at: int) -> None:
@@ -223,15 +266,32 @@ class Experiment:
         )
         outcome: dict[str, Any] = {"status": FAILED}
         try:
-            reached = self._loop(logs)
-            self._keep(logs)
+            with own_faults(self.plan.parts):
+                reached = self._loop(logs)
+            if self.server.pushes:  # a live run may be stopped before its first
+                self._keep(logs)
             if reached["status"] in (*ENDED, STOPPED) and not (self.path / FINGERPRINT).exists():
                 made = fingerprint(self.plan, self.log, self.task)
                 write.write_fingerprint(self.path, made)
             outcome = reached  # only once all of it is on the disk
+        except BadInput as error:
+            raise BadInput(error.key, error.value, f"{error.remedy}; {self._left()}") from error
         finally:
             logs.close(outcome["status"] == FINISHED)
             write.write_json(self.path / "summary.json", self._summary(outcome))
+
+    def _left(self) -> str:
+        """What there is of a run that was refused on its way."""
+        words = f"after push {self.server.pushes:,}"
+        if self.followed:  # which ends at once when it goes on
+            return words
+        if not self.kept:
+            return f"{words}, and before a checkpoint"
+        words += f"; the same command goes on after push {self.kept:,}"
+        if self.plan.config.get("sources"):
+            again = f"run_dir={self.path} resume=edited"
+            return f"{words}, or, where the file is edited, which makes another run, with {again}"
+        return words
 
     def _steps(self) -> Generator[Step, None, None]:
         """The Steps still to come."""
@@ -260,7 +320,10 @@ class Experiment:
         # Closed before anything else is done: an engine may hold processes.
         with bar, Stop() as stop, contextlib.closing(self._steps()) as steps:
             self._follow(logs)
+            if self.recording:  # its gradients may take long
+                self.recording.stopping = lambda: stop.signal is not None
             for step in steps:
+                check_loss(self.task, step.loss)
                 progress.interval.append(step)
                 progress.wall_s = clock.seconds()
                 bar.update()
@@ -294,6 +357,9 @@ class Experiment:
                 ):
                     self._keep(logs)
                     kept = time.perf_counter()
+            if self.recording and stop.signal is not None and self.server.pushes < plan.stop:
+                self.recording.end_at_push()  # it stopped between two Steps
+                return {"status": INTERRUPTED, "stopped_by": stop.signal}
         return {"status": self._whole()}
 
     def _follow(self, logs: write.Logs) -> None:
@@ -324,7 +390,9 @@ class Experiment:
         progress.delays += [step.delay for step in progress.interval]
         progress.interval = []
         if evaluate:
-            row |= self.task.evaluate(self.server.w, self.server.sent)
+            measured = self.task.evaluate(self.server.w, self.server.sent)
+            check_measured(self.task, measured)
+            row |= measured
             if errors := self.probe.batch_errors:
                 row["batch_error"] = sum(errors) / len(errors)
                 self.probe.batch_errors = []
@@ -350,12 +418,13 @@ class Experiment:
             "probe": self.probe.packed(),
         }
         checkpoint.save(self.path, {**self.identity, **content})
+        self.kept = self.server.pushes
         self.progress.last_checkpoint_s = time.perf_counter() - began
         self.progress.checkpoint_s += self.progress.last_checkpoint_s
 
     def _summary(self, outcome: dict[str, Any]) -> dict[str, Any]:
         plan, server = self.plan, self.server
-        label = vars(type(server.rule)).get("label")  # a subclass is another rule
+        label = vars(type(plan.rule)).get("label")  # a subclass is another rule
         return {
             **outcome,
             "evaluated_on": evaluated_on(plan.config),
@@ -364,7 +433,7 @@ class Experiment:
             "tags": list(plan.tags),
             "scale": plan.scale,
             "task": task_name(plan.config),
-            "rule": server.rule.name,
+            "rule": plan.rule.name,
             **({"rule_label": label} if label else {}),
             "workers": plan.workers,
             "seed": plan.config["seed"],

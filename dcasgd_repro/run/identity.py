@@ -17,6 +17,7 @@ CELLS = Path("outputs/cells")  # runs that studies share: each in a folder of it
 LEFT_OUT: tuple[str, ...] = ("run_dir", "exp", "scale", "resume", "checkpoint", "stop_epoch")
 LEFT_OUT += ("name", "tags")
 LEFT_OUT += ("probe", "data.root", "task.data.root", "task.data.processes", "engine.address")
+LEFT_OUT += ("schedule.run",)  # what was fitted to it counts
 # With what a run is computed: studies count it as the same run, and its provenance says with what.
 # A stopped run keeps them. The engine's precision is no means, unless it is the full one.
 MEANS = ("engine", "sources.engine", "threads", "device", "deterministic", "fused", "log_every")
@@ -67,8 +68,16 @@ def numbers(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
-    """In what two flat configs differ, for a reader: the first three keys; "" if in nothing."""
-    keys = [k for k in sorted(ours.keys() | theirs.keys()) if ours.get(k) != theirs.get(k)]
+    """In what two flat configs differ, for a reader: the first three keys; "" if in nothing.
+
+    Files that were edited on the way, was+now, follow on what they were.
+    """
+    keys = [
+        k
+        for k in sorted(ours.keys() | theirs.keys())
+        if ours.get(k) != theirs.get(k)
+        and not (k.startswith("sources.") and str(ours.get(k)).startswith(f"{theirs.get(k)}+"))
+    ]
     named = ", ".join(f"{k}={theirs.get(k)} (now {ours.get(k)})" for k in keys[:3])
     return named + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
 

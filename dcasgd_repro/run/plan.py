@@ -24,7 +24,7 @@ from dcasgd_repro.run.compose import OWN_LINKS
 from dcasgd_repro.run.identity import config_hash, flat, task_name
 from dcasgd_repro.run.read import ENDED, status_of
 from dcasgd_repro.run.sources import sources
-from dcasgd_repro.schedule import Live, Schedule, stepping
+from dcasgd_repro.schedule import FromRun, Live, Schedule, stepping
 
 MAX_PUSHES = 100_000_000  # a log of them takes about 13 GB
 NAME = r"\w[\w.,=+-]{0,119}"  # a run's: it is a folder's too
@@ -161,7 +161,9 @@ class Plan:
         check_choice("fused", self.fused, (True, False))
         if self.lr_by is not None:
             check_choice("lr_by", self.lr_by, ("pushes", "updates"))
-        check_choice("resume", self.resume, ("auto", "never"))
+        check_choice("resume", self.resume, ("auto", "never", "edited"))
+        if self.resume == "edited" and self.run_dir is None:
+            raise BadInput("resume", self.resume, "name the run that goes on, with run_dir=DIR")
         if self.run_dir is not None and not str(self.run_dir).strip():
             raise BadInput("run_dir", self.run_dir, "name a directory")
         for key in ("probe_every", "batch_error_every"):
@@ -185,6 +187,13 @@ class Plan:
         self._agree()
         if not self.config:
             object.__setattr__(self, "config", with_sources(_spelled_out(self)))
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """The objects that the run is made of, by the keys that choose them."""
+        found = {"rule": self.rule, "schedule": self.schedule, "lr": self.rate}
+        found |= {key: getattr(self.task, key, None) for key in ("model", "data")}
+        return found | {"task": self.task, "engine": self.engine}
 
     @property
     def called(self) -> str:
@@ -534,13 +543,19 @@ def plain_list(value: Any) -> Any:
 def plain_config(cfg: DictConfig, resolve: bool = True) -> dict[str, Any]:
     """What a config says, in plain containers; without ``resolve`` with its interpolations.
 
-    Resolved, it has ``sources`` too, see ``with_sources``.
+    Resolved, it has ``sources`` too, see ``with_sources``, and of a recorded run in ``schedule``
+    the numbers that were fitted to it: they tell this run from others, wherever that one lies.
     """
     content = OmegaConf.to_container(cfg, resolve=resolve)
     config = (
         {str(key): value for key, value in content.items()} if isinstance(content, dict) else {}
     )
-    return with_sources(config) if resolve else config
+    if not resolve:
+        return config
+    schedule = config.get("schedule")
+    if isinstance(schedule, dict) and schedule.get("_target_") == _place(FromRun):
+        config["schedule"] = spelled(build(cfg, "schedule"))
+    return with_sources(config)
 
 
 def with_sources(config: Mapping[str, Any]) -> dict[str, Any]:

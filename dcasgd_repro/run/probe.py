@@ -12,6 +12,7 @@ from torch import Tensor
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.rules import Arrival, Rule
 from dcasgd_repro.run import taylor
+from dcasgd_repro.run.check import check_gradient
 from dcasgd_repro.run.checkpoint import plain, shaped
 from dcasgd_repro.run.identity import task_name
 from dcasgd_repro.run.plan import PROBES, Plan
@@ -50,6 +51,7 @@ class Probe:
     def __call__(
         self, rule: Rule, arrival: Arrival, state: Any
     ) -> tuple[Tensor | None, Any, Tensor, Tensor]:
+        check_gradient(self.task, arrival.grad, arrival.w)
         self.grad_norms.append(norm(arrival.grad))
         push, m = self.server.pushes + 1, arrival.worker
         if self.batch_error_every and push % self.batch_error_every == 0:

@@ -33,7 +33,7 @@ from dcasgd_repro.run.read import (
     rows_of,
     summary_of,
 )
-from dcasgd_repro.run.replay import is_recorded, replayed
+from dcasgd_repro.run.replay import is_recorded, recorded, replayed
 
 TIMED = "wall_s"  # the one column that no two runs share
 ANYWHERE = ("push", "epoch", "simulated_s", "lr")  # on any machine, as they hold no gradient
@@ -49,11 +49,10 @@ def verify(path: Path) -> tuple[str, bool]:
     BadInput where there is no kept run, or one that cannot be compared here.
     """
     if is_recorded(path):
-        return replayed(path)
+        return _live(path)
     plan, kept = _plan(path), fingerprint_of(path)
-    files = (config.get("sources", {}) for config in (config_of(path), plan.config))
-    if other := differences(*files):
-        return f"{path}: this is another run, made with other files of your own: {other}", False
+    if other := _edited(path, plan):
+        return other, False
     rows = _again(path, plan, _early(path))
     # A run older than this entry of its provenance was made again where its fingerprint was.
     made = {"cpu_capability": (kept or {}).get("cpu_capability"), **provenance_of(path)}
@@ -71,6 +70,35 @@ def verify(path: Path) -> tuple[str, bool]:
     count = f"{len(kept['steps'])} pushes in float64 equal within {fingerprint.TOLERANCE:g}"
     return f"{path}: {count}; {rows.words(other)}", not rows.message or bool(
         other and not rows.wrong
+    )
+
+
+def _live(path: Path) -> tuple[str, bool]:
+    """As ``verify``, of a run that a cluster made: the fingerprint, and the whole log replayed."""
+    plan, log = recorded(path)
+    if other := _edited(path, plan):
+        return other, False
+    kept = fingerprint_of(path)
+    message = ""
+    if lacks := "it has none" if kept is None else kept.get("missing"):
+        count = f"no fingerprint ({lacks})"
+    else:
+        assert kept is not None
+        task = plan.task.on(set_device("cpu", plan.threads, plan.deterministic))
+        message = fingerprint.disagreement(kept, fingerprint.fingerprint(plan, log, task))
+        count = f"{len(kept['steps'])} pushes in float64 equal within {fingerprint.TOLERANCE:g}"
+    if message:
+        return f"{path}: this is another run. In float64 {message}", False
+    words, equal, other = replayed(path, plan, log)
+    return f"{words}; {count}", equal or bool(other and not lacks)
+
+
+def _edited(path: Path, plan: Plan) -> str:
+    """In which files of one's own this is another run than the one kept; "" in none."""
+    files = (config.get("sources", {}) for config in (config_of(path), plan.config))
+    other = differences(*files)
+    return (
+        f"{path}: this is another run, made with other files of your own: {other}" if other else ""
     )
 
 

@@ -21,7 +21,6 @@ import hashlib
 import json
 import os
 import platform
-import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,6 +37,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from dcasgd_repro.cluster.place import processor
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.run.device import cuda_of
 from dcasgd_repro.run.identity import differences, flat
@@ -351,7 +351,10 @@ def note_origin(
         try:
             first = provenance_of(path)
             moved = elsewhere(origins(first)[-1], process)
-            first["resumed"] = [*first.get("resumed", []), {"after_push": pushes, **process}]
+            again = {"after_push": pushes, **process}
+            if (now := content.get("sources")) != first.get("sources"):
+                again["sources"] = now
+            first["resumed"] = [*first.get("resumed", []), again]
             content = first
         except (BadInput, TypeError, KeyError):
             content["resumed"] = [{"after_push": pushes, "note": "earlier provenance was lost"}]
@@ -404,7 +407,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in packages},
         "device": device.type,
-        "device_name": gpu or _processor(),
+        "device_name": gpu or processor(),
         "cores": os.cpu_count(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
@@ -418,14 +421,6 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        names = re.findall(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-        if names:
-            return str(names[0])
-    return platform.processor() or platform.machine()
 
 
 def _git(*words: str) -> str | None:

@@ -2,7 +2,8 @@
 
 Open ``log.py`` for the log itself, ``workers.py`` for laws of times and the logs they make,
 ``disturbed.py`` for workers that fail, pause, join late or wait at the server, ``delays.py`` for
-the recorded delays of a real run, ``live.py`` for a log that a cluster makes.
+the recorded delays of a real run, ``live.py`` for a log that a cluster makes, ``from_run.py`` for
+workers like those of a recorded run.
 """
 
 from dcasgd_repro.schedule.delays import FromDelays
@@ -13,8 +14,9 @@ from dcasgd_repro.schedule.disturbed import (
     Late,
     Pauses,
     SlowDowns,
-    disturbed,
+    answered,
 )
+from dcasgd_repro.schedule.from_run import FromRun
 from dcasgd_repro.schedule.live import Live, Recording
 from dcasgd_repro.schedule.log import (
     KINDS,
@@ -27,6 +29,7 @@ from dcasgd_repro.schedule.log import (
     delay_table,
 )
 from dcasgd_repro.schedule.workers import (
+    Busy,
     Constant,
     ConstantDelay,
     Exponential,
@@ -34,6 +37,7 @@ from dcasgd_repro.schedule.workers import (
     Generated,
     Law,
     Lognormal,
+    Skewed,
     Summed,
     stepping,
 )
@@ -43,6 +47,7 @@ __all__ = [
     "MAX_WORKERS",
     "PULL",
     "PUSH",
+    "Busy",
     "Constant",
     "ConstantDelay",
     "Disturbed",
@@ -51,6 +56,7 @@ __all__ = [
     "Failures",
     "FromDelays",
     "FromFile",
+    "FromRun",
     "Gamma",
     "Generated",
     "Late",
@@ -61,9 +67,10 @@ __all__ = [
     "Pauses",
     "Recording",
     "Schedule",
+    "Skewed",
     "SlowDowns",
     "Summed",
+    "answered",
     "delay_table",
-    "disturbed",
     "stepping",
 ]

@@ -9,14 +9,14 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from heapq import heappop, heappush
 
 import numpy as np
 
 from dcasgd_repro.errors import BadInput, check_number, check_whole
 from dcasgd_repro.schedule.log import PULL, PUSH, Schedule
-from dcasgd_repro.schedule.workers import Generated, Law
+from dcasgd_repro.schedule.workers import Busy, Generated, Law
 
 ARRIVAL = 2  # of a push at a server with a queue; it is PUSH when it has been served
 BLOCK = 256  # times drawn at once
@@ -156,7 +156,7 @@ class Disturbed(Generated):
 
     def _check_pace(self) -> None:
         """Refuses times with which no log would ever be made."""
-        runs_s = float(self.compute.mean_s / self._speeds().min())
+        runs_s = float(self.compute.mean_s / self._speeds.min())
         runs_s *= max(1.0, self.drift.to if self.drift else 1.0)
         runs_s *= max(1.0, self.slow_downs.factor if self.slow_downs else 1.0)
         paused = self.pauses.length_s / self.pauses.apart_s if self.pauses else 0.0
@@ -180,63 +180,11 @@ class Disturbed(Generated):
         check_whole("pushes", pushes, 1)
         if not any(getattr(self, key) for key in PARTS):
             return super().messages(pushes)
-        return self.answered(pushes, lambda kind, m: ())
+        return answered(self, pushes, lambda kind, m: ())
 
-    def answered(self, pushes: int, answer: Callable[[int, int], Sequence[int]]) -> Schedule:
-        """The log up to its ``pushes``-th push, where ``answer`` stops workers.
-
-        ``answer(kind, worker)`` is told every message of the log in its order, and gives the
-        workers that stop now, of those that compute: each gives its computation up and pulls at
-        that moment. What it had sent to a queue is served in vain.
-        """
-        clocks, kinds, workers = array("d"), array("B"), array("i")
-        lines = self._rounds_of() if self.barrier else self._lines(answer)
-        while pushes:
-            clock, kind, m = next(lines)
-            clocks.append(clock)
-            kinds.append(kind)
-            workers.append(m)
-            pushes -= kind == PUSH
-        column = np.array(workers, np.int32)
-        if self.late and (absent := self.workers - len(np.unique(column))):
-            remedy = f"{absent} would join after the last push, at {clocks[-1]:.6g} s; give less"
-            raise BadInput("late.at.mean_s", self.late.at.mean_s, remedy)
-        return Schedule(np.array(clocks), np.array(kinds, np.uint8), column, self.workers)
-
-    def _lines(
-        self, answer: Callable[[int, int], Sequence[int]]
-    ) -> Iterator[tuple[float, int, int]]:
-        """Messages for ever: clock, kind and worker."""
-        each, slow, free_s = self._each(), self._slow(), 0.0
-        turn = [0] * self.workers  # how often it was stopped
-        due = sorted((one.first_s, m, 0, PULL) for m, one in enumerate(each))
-        while True:
-            clock, m, of, kind = heappop(due)
-            if of != turn[m]:  # it was stopped before this message
-                continue
-            one = each[m]
-            if kind == ARRIVAL:
-                free_s = one.served(clock, free_s)
-                heappush(due, (free_s, m, of, PUSH))
-                continue
-            if kind == PULL and clock < (back_s := one.up_at(clock)):  # it is down
-                heappush(due, (back_s, m, of, PULL))
-                continue
-            yield clock, kind, m
-            stopped = answer(kind, m)
-            if kind == PULL:
-                there_s, computed = one.computes(clock, slow)
-                sent = PUSH if self.queue is None else ARRIVAL
-                heappush(due, (there_s, m, of, sent if computed else PULL))
-                continue
-            heappush(due, (clock + one.away_s, m, of, PULL))
-            for other in stopped:
-                turn[other] += 1
-                heappush(due, (clock, other, turn[other], PULL))
-
-    def _rounds_of(self) -> Iterator[tuple[float, int, int]]:
+    def rounds(self) -> Iterator[tuple[float, int, int]]:
         """The same with a barrier: all pull, all push, over and over."""
-        each, slow, start = self._each(), self._slow(), 0.0
+        each, slow, start = self.each(), self.slow(), 0.0
         while True:
             arrivals, away_s = [], 0.0
             for m, one in enumerate(each):
@@ -252,10 +200,11 @@ class Disturbed(Generated):
                 yield free_s, PUSH, m
             start = free_s + away_s
 
-    def _each(self) -> list[_Worker]:
-        return [_Worker(self, m, float(speed)) for m, speed in enumerate(self._speeds())]
+    def each(self) -> list[_Worker]:
+        """Its workers, as a log of them begins."""
+        return [_Worker(self, m, float(speed)) for m, speed in enumerate(self._speeds)]
 
-    def _slow(self) -> Episodes | None:
+    def slow(self) -> Episodes | None:
         if self.slow_downs is None:
             return None
         apart_s, length_s = self.slow_downs.apart_s, self.slow_downs.length_s
@@ -344,11 +293,84 @@ class _Worker:
         return max(clock, free_s) + next(self._service) if self._service else clock
 
 
-def disturbed(times: Generated) -> Disturbed:
-    """The same workers, as ones that something could disturb."""
+class _Steady:
+    """A worker that nothing disturbs: its cycles are those that ``times`` draw."""
+
+    first_s = away_s = 0.0
+
+    def __init__(self, times: Busy, worker: int) -> None:
+        self._cycles = times.cycles(worker)
+
+    def up_at(self, clock: float) -> float:
+        return clock
+
+    def computes(self, clock: float, slow: Episodes | None) -> tuple[float, bool]:
+        work_s, self.away_s = next(self._cycles)
+        return clock + work_s, True
+
+    def served(self, clock: float, free_s: float) -> float:
+        return clock
+
+
+Answer = Callable[[int, int], Sequence[int]]
+
+
+def answered(times: Busy, pushes: int, answer: Answer) -> Schedule:
+    """The log of ``times`` up to its ``pushes``-th push, where ``answer`` stops workers.
+
+    ``answer(kind, worker)`` is told every message of the log in its order, and gives the workers
+    that stop now, of those that compute: each gives its computation up and pulls at that moment.
+    What it had sent to a queue is served in vain.
+    """
+    clocks, kinds, workers = array("d"), array("B"), array("i")
+    parts = times if isinstance(times, Disturbed) else None
+    lines = parts.rounds() if parts and parts.barrier else _lines(times, answer)
+    while pushes:
+        clock, kind, m = next(lines)
+        clocks.append(clock)
+        kinds.append(kind)
+        workers.append(m)
+        pushes -= kind == PUSH
+    column = np.array(workers, np.int32)
+    late = parts.late if parts else None
+    if late and (absent := times.workers - len(np.unique(column))):
+        remedy = f"{absent} would join after the last push, at {clocks[-1]:.6g} s; give less"
+        raise BadInput("late.at.mean_s", late.at.mean_s, remedy)
+    return Schedule(np.array(clocks), np.array(kinds, np.uint8), column, times.workers)
+
+
+def _lines(times: Busy, answer: Answer) -> Iterator[tuple[float, int, int]]:
+    """Messages for ever: clock, kind and worker."""
+    each: Sequence[_Worker | _Steady]
     if isinstance(times, Disturbed):
-        return times
-    return Disturbed(**{field.name: getattr(times, field.name) for field in fields(times)})
+        each, slow, queued = times.each(), times.slow(), times.queue is not None
+    else:
+        each, slow, queued = [_Steady(times, m) for m in range(times.workers)], None, False
+    sent, free_s = ARRIVAL if queued else PUSH, 0.0
+    turn = [0] * times.workers  # how often it was stopped
+    due = sorted((one.first_s, m, 0, PULL) for m, one in enumerate(each))
+    while True:
+        clock, m, of, kind = heappop(due)
+        if of != turn[m]:  # it was stopped before this message
+            continue
+        one = each[m]
+        if kind == ARRIVAL:
+            free_s = one.served(clock, free_s)
+            heappush(due, (free_s, m, of, PUSH))
+            continue
+        if kind == PULL and clock < (back_s := one.up_at(clock)):  # it is down
+            heappush(due, (back_s, m, of, PULL))
+            continue
+        yield clock, kind, m
+        stopped = answer(kind, m)
+        if kind == PULL:
+            there_s, computed = one.computes(clock, slow)
+            heappush(due, (there_s, m, of, sent if computed else PULL))
+            continue
+        heappush(due, (clock + one.away_s, m, of, PULL))
+        for other in stopped:
+            turn[other] += 1
+            heappush(due, (clock, other, turn[other], PULL))
 
 
 def _times(law: Law, rng: np.random.Generator) -> Iterator[float]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +16,7 @@ from dcasgd_repro.errors import BadInput, check_choice, check_whole
 from dcasgd_repro.schedule.log import KINDS, MAX_WORKERS, PULL, Message, Schedule, first
 
 LOG, EVENTS = "schedule.csv.gz", "cluster.csv"  # of a run directory
+ELSEWHERE = "on another processor"  # than the driver: so begins what is noted of such a worker
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,10 @@ class Live:
 class Event(NamedTuple):
     """What happened beside the messages: a line of cluster.csv.
 
-    event: "refused: ..." (a push, and why), "worker lost", "server lost", "driver lost", or "pushes
-    lost": gradients of a worker that the lost server had received, from ``batch`` on. pushes:
-    gradients that were received and are lost; of a lost driver those that metrics.csv shows.
+    event: "refused: ..." (a push, and why), "worker lost" (or "worker lost: out of memory"),
+    "server lost", "driver lost", or "pushes lost": gradients of a worker that the lost server had
+    received, from ``batch`` on. pushes: gradients that were received and are lost; of a lost driver
+    those that metrics.csv shows. ELSEWHERE and on what: a worker that began there.
     """
 
     clock_s: float
@@ -59,18 +63,25 @@ class Recording:
     ``log``      what was recorded before
     ``pushes``   where the run stops
     ``barrier``  see Live
+    ``stopping`` whether it is to stop before, at once
     """
 
     log: Schedule
     pushes: int
     barrier: bool = False
     events: list[Event] = field(default_factory=list)
+    stopping: Callable[[], bool] = lambda: False
 
     def __post_init__(self) -> None:
         self._messages = list(self.log)
 
     def append(self, message: Message) -> None:
         self._messages.append(message)
+
+    def end_at_push(self) -> None:
+        """Forgets pulls after the last push; a run that goes on begins with new ones."""
+        while self._messages and self._messages[-1].kind == KINDS[PULL]:
+            self._messages.pop()
 
     @property
     def clock_s(self) -> float:
@@ -90,7 +101,10 @@ class Recording:
         return Schedule(clock, kind, worker, self.log.workers)
 
     def save(self, folder: Path) -> Schedule:
-        """Writes schedule.csv.gz and cluster.csv, each whole or not at all; returns the log."""
+        """Writes schedule.csv.gz and cluster.csv, each whole or not at all; returns the log.
+
+        The disk has them when it returns: a checkpoint that comes after counts on them.
+        """
         log = self.schedule()
         log.save(folder / LOG)
         temporary = folder / (EVENTS + ".tmp")
@@ -99,6 +113,10 @@ class Recording:
             rows.writerow(Event._fields)
             rows.writerows(self.events)
         temporary.replace(folder / EVENTS)
+        for name in (LOG, EVENTS):
+            handle = os.open(folder / name, os.O_RDONLY)
+            os.fsync(handle)
+            os.close(handle)
         return log
 
     def totals(self) -> dict[str, Any]:

@@ -31,6 +31,8 @@ PULL, PUSH = 0, 1  # as stored in the column ``kind``: places in KINDS
 COLUMNS = ["clock_s", "kind", "worker"]
 MAX_WORKERS = 2**16  # sorting a log by worker is then a 16-bit radix sort
 CHUNK = 2**16  # messages turned into Python objects at a time
+LONGEST = 2**28  # messages that are read of a file: 3.5 GB of memory
+WIDEST = 200  # characters of a line, read of a file
 
 
 class Message(NamedTuple):
@@ -172,19 +174,20 @@ class Schedule:
 
         Raises BadInput naming the file and its first bad line: every worker of 0..M-1 pulls before
         each push; clocks are finite, not negative and never run back. A worker that pulls twice
-        has lost the gradient between, and computes at the later vector.
+        has lost the gradient between, and computes at the later vector. Lines may end in CRLF, and
+        a byte-order mark is skipped. Memory is bounded, whatever a .gz unpacks to.
         """
         path = Path(path)
         try:
             opener = gzip.open if path.suffix == ".gz" else open
-            with opener(path, "rt", encoding="utf-8", newline="") as text:
+            with opener(path, "rt", encoding="utf-8-sig", newline="") as text:
                 return _parse(path, text)
         except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
             raise BadInput("path", path, f"not a readable .csv or .csv.gz log ({error})") from error
 
 
 def _parse(path: Path, text: TextIO) -> Schedule:
-    rows = csv.reader(text)
+    rows = csv.reader(_lines(path, text))
 
     def bad(what: str, line: int | None = None) -> BadInput:
         return BadInput("path", f"{path}:{line or rows.line_num}", what)
@@ -207,6 +210,8 @@ def _parse(path: Path, text: TextIO) -> Schedule:
         if code == PUSH and worker not in computing:
             raise bad(f"push {worker} is out of turn: a worker pulls before each push")
         (computing.add if code == PULL else computing.remove)(worker)
+        if len(clocks) == LONGEST:
+            raise bad(f"a log has at most {LONGEST:,} messages")
         clocks.append(clock_s)
         kinds.append(code)
         workers.append(worker)
@@ -220,6 +225,17 @@ def _parse(path: Path, text: TextIO) -> Schedule:
         line = int(np.argmax(column > absent[0])) + 2
         raise bad(f"worker {column[line - 2]}, but no worker {absent[0]}: number them 0..M-1", line)
     return Schedule(np.array(clocks), np.array(kinds, np.uint8), column, len(present))
+
+
+def _lines(path: Path, text: TextIO) -> Iterator[str]:
+    """The lines of a file, none of which is read further than a line of a log can be long."""
+    number = 0
+    while line := text.readline(WIDEST):
+        number += 1
+        if len(line) == WIDEST:
+            remedy = f"longer than {WIDEST} characters, which no line of a log is"
+            raise BadInput("path", f"{path}:{number}", remedy)
+        yield line
 
 
 def delay_table(schedule: Schedule) -> pd.DataFrame:

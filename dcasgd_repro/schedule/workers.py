@@ -9,6 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,38 @@ class Lognormal(Gamma):
 
 
 @dataclass(frozen=True)
+class Skewed(Gamma):
+    """Times of a given mean, cv and skewness, never negative: a least time and a random rest.
+
+    The rest is gamma up to the skewness of a log-normal law of this cv, 3 cv + cv^3; beyond, it is
+    log-normal: a narrow body and a far tail. A gamma law has 2 cv; less than that counts as that.
+    """
+
+    skew: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("skew", self.skew, -math.inf)
+
+    @property
+    def least_s(self) -> float:
+        """The shortest time there is."""
+        return max(0.0, self.mean_s - self.rest.mean_s)
+
+    @property
+    def rest(self) -> Gamma:
+        """The law of what exceeds ``least_s``: of the same standard deviation and skewness."""
+        if self.skew >= 3 * self.cv + self.cv**3 > 0:
+            cv = min(2 * math.sinh(math.asinh(self.skew / 2) / 3), 5.0)  # 3 cv + cv^3 = skew
+            return Lognormal(self.mean_s * self.cv / cv, cv)
+        cv = min(max(self.cv, self.skew / 2), 5.0)
+        return Gamma(self.mean_s * self.cv / cv if self.cv else self.mean_s, cv if self.cv else 0.0)
+
+    def sample(self, rng: np.random.Generator, n: int) -> NDArray[np.float64]:
+        return self.least_s + self.rest.sample(rng, n)
+
+
+@dataclass(frozen=True)
 class Summed(Law):
     """The sum of ``times`` times of a law: those of a push of so many local steps."""
 
@@ -92,8 +125,91 @@ class Summed(Law):
         return total
 
 
+class Busy(ABC):
+    """Workers that are never idle: the log that their cycles make, whatever these are drawn from.
+
+    A cycle is the time from a pull to the push, and from there to the next pull. All pull at clock
+    0; ties go to the lower worker. Behind a barrier the next round starts when the last push and
+    the slowest request are in.
+    """
+
+    workers: int
+    seed: int
+    barrier: bool
+
+    def messages(self, pushes: int) -> Schedule:
+        """The log up to its ``pushes``-th push; a longer log begins with every shorter one."""
+        check_whole("pushes", pushes, 1)
+        return first(pushes, self._rounds(pushes) if self.barrier else self._merged(pushes))
+
+    def cycles(self, worker: int) -> Iterator[tuple[float, float]]:
+        """A worker's cycles: seconds from its pull to its push, from its push to its next pull."""
+        rngs = self._streams(worker)
+        while True:
+            yield from zip(
+                *(part.tolist() for part in self._cycles(worker, rngs, 256)), strict=True
+            )
+
+    @abstractmethod
+    def _cycle_s(self, worker: int) -> float:
+        """The mean of a worker's cycle, in seconds."""
+
+    @abstractmethod
+    def _cycles(
+        self, worker: int, rngs: list[np.random.Generator], n: int
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The next n cycles: seconds from pull to push [n], from push to the next pull [n]."""
+
+    def _streams(self, worker: int) -> list[np.random.Generator]:
+        seeds = [np.random.SeedSequence(self.seed, spawn_key=(i, worker)) for i in (0, 1)]
+        return [np.random.default_rng(seed) for seed in seeds]
+
+    def _clocks(self, worker: int, until_s: float) -> NDArray[np.float64]:
+        """Clocks of one worker's messages up to ``until_s``: pull, push, pull, ..."""
+        cycle_s, rngs = self._cycle_s(worker), self._streams(worker)
+        clocks = np.zeros(1)
+        while clocks[-1] <= until_s:
+            n = int(1.05 * (until_s - clocks[-1]) / cycle_s) + 16
+            steps = np.empty(2 * n + 1)
+            steps[0] = clocks[-1]  # summed in one chain, so that the block size leaves no trace
+            steps[1::2], steps[2::2] = self._cycles(worker, rngs, n)
+            clocks = np.concatenate([clocks[:-1], np.cumsum(steps)])
+        return clocks[: np.searchsorted(clocks, until_s, side="right")]
+
+    def _merged(self, pushes: int) -> Schedule:
+        rate = sum(1 / self._cycle_s(m) for m in range(self.workers))
+        until_s = 1.01 * (pushes + self.workers) / rate  # a guess, and more where it falls short
+        while True:
+            parts = [self._clocks(m, until_s) for m in range(self.workers)]
+            counts = np.array([len(part) for part in parts])
+            if np.sum(counts // 2) >= pushes:
+                break
+            until_s *= 1.2
+        clock = np.concatenate(parts)
+        del parts  # as large as the log
+        kind = np.concatenate([np.arange(n) % 2 == PUSH for n in counts])  # pull, push, ...
+        worker = np.repeat(np.arange(self.workers, dtype=np.int32), counts)
+        # Laid out worker by worker, a stable sort breaks ties by worker and then by sequence.
+        order = np.argsort(clock, kind="stable")
+        return Schedule(clock[order], kind[order], worker[order], self.workers)
+
+    def _rounds(self, pushes: int) -> Schedule:
+        m, rounds = self.workers, -(-pushes // self.workers)
+        work, request = np.empty((rounds, m)), np.empty((rounds, m))
+        for i in range(m):
+            work[:, i], request[:, i] = self._cycles(i, self._streams(i), rounds)
+        length_s = work.max(axis=1) + request.max(axis=1)
+        start = np.cumsum(np.concatenate([[0.0], length_s[:-1]]))[:, None]
+        arrival = start + work
+        clock = np.hstack([np.repeat(start, m, axis=1), np.sort(arrival, axis=1)])
+        sender = np.argsort(arrival, axis=1, kind="stable")
+        worker = np.hstack([np.broadcast_to(np.arange(m), (rounds, m)), sender])
+        kind = np.broadcast_to(np.repeat([PULL, PUSH], m), (rounds, 2 * m))
+        return Schedule(clock.ravel(), kind.ravel(), worker.ravel(), m)
+
+
 @dataclass(frozen=True)
-class Generated:
+class Generated(Busy):
     """Workers that are never idle, each with its own random times.
 
     A worker whose pull reaches the server at clock p pushes at
@@ -138,80 +254,24 @@ class Generated:
             for m, speed in enumerate(self.speeds):
                 check_number(f"speeds[{m}]", speed, 1e-6, 1e6)
 
-    def messages(self, pushes: int) -> Schedule:
-        """The log up to its ``pushes``-th push; a longer log begins with every shorter one."""
-        check_whole("pushes", pushes, 1)
-        return first(pushes, self._rounds(pushes) if self.barrier else self._merged(pushes))
-
-    def cycles(self, worker: int) -> Iterator[tuple[float, float]]:
-        """A worker's cycles: seconds from its pull to its push, from its push to its next pull."""
-        rngs, speed = self._streams(worker), float(self._speeds()[worker])
-        while True:
-            yield from zip(*(part.tolist() for part in self._cycles(rngs, speed, 256)), strict=True)
-
     def _travel(self) -> Law:
         return self.communication if self.workers > 1 else Constant(0.0)
 
+    @cached_property
     def _speeds(self) -> NDArray[np.float64]:
         speeds = np.linspace(1.0, self.ramp, self.workers)
         speeds[0] /= self.straggler
         return speeds if self.speeds is None else speeds * np.array(list(self.speeds), float)
 
-    def _streams(self, worker: int) -> list[np.random.Generator]:
-        seeds = [np.random.SeedSequence(self.seed, spawn_key=(i, worker)) for i in (0, 1)]
-        return [np.random.default_rng(seed) for seed in seeds]
+    def _cycle_s(self, worker: int) -> float:
+        return float(self.compute.mean_s / self._speeds[worker] + self._travel().mean_s)
 
     def _cycles(
-        self, rngs: list[np.random.Generator], speed: float, n: int
+        self, worker: int, rngs: list[np.random.Generator], n: int
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The next n cycles: seconds from pull to push [n], from push to the next pull [n]."""
-        work, travel = self.compute.sample(rngs[0], n) / speed, self._travel().sample(rngs[1], n)
+        work = self.compute.sample(rngs[0], n) / self._speeds[worker]
+        travel = self._travel().sample(rngs[1], n)
         return work + (1 - self.request_share) * travel, self.request_share * travel
-
-    def _clocks(self, worker: int, speed: float, until_s: float) -> NDArray[np.float64]:
-        """Clocks of one worker's messages up to ``until_s``: pull, push, pull, ..."""
-        cycle_s = self.compute.mean_s / speed + self._travel().mean_s
-        rngs = self._streams(worker)
-        clocks = np.zeros(1)
-        while clocks[-1] <= until_s:
-            n = int(1.05 * (until_s - clocks[-1]) / cycle_s) + 16
-            steps = np.empty(2 * n + 1)
-            steps[0] = clocks[-1]  # summed in one chain, so that the block size leaves no trace
-            steps[1::2], steps[2::2] = self._cycles(rngs, speed, n)
-            clocks = np.concatenate([clocks[:-1], np.cumsum(steps)])
-        return clocks[: np.searchsorted(clocks, until_s, side="right")]
-
-    def _merged(self, pushes: int) -> Schedule:
-        speeds = self._speeds()
-        rate = float(np.sum(1 / (self.compute.mean_s / speeds + self._travel().mean_s)))
-        until_s = 1.01 * (pushes + self.workers) / rate  # a guess, and more where it falls short
-        while True:
-            parts = [self._clocks(m, float(s), until_s) for m, s in enumerate(speeds)]
-            counts = np.array([len(part) for part in parts])
-            if np.sum(counts // 2) >= pushes:
-                break
-            until_s *= 1.2
-        clock = np.concatenate(parts)
-        del parts  # as large as the log
-        kind = np.concatenate([np.arange(n) % 2 == PUSH for n in counts])  # pull, push, ...
-        worker = np.repeat(np.arange(self.workers, dtype=np.int32), counts)
-        # Laid out worker by worker, a stable sort breaks ties by worker and then by sequence.
-        order = np.argsort(clock, kind="stable")
-        return Schedule(clock[order], kind[order], worker[order], self.workers)
-
-    def _rounds(self, pushes: int) -> Schedule:
-        m, rounds = self.workers, -(-pushes // self.workers)
-        work, request = np.empty((rounds, m)), np.empty((rounds, m))
-        for i, speed in enumerate(self._speeds()):
-            work[:, i], request[:, i] = self._cycles(self._streams(i), float(speed), rounds)
-        length_s = work.max(axis=1) + request.max(axis=1)
-        start = np.cumsum(np.concatenate([[0.0], length_s[:-1]]))[:, None]
-        arrival = start + work
-        clock = np.hstack([np.repeat(start, m, axis=1), np.sort(arrival, axis=1)])
-        sender = np.argsort(arrival, axis=1, kind="stable")
-        worker = np.hstack([np.broadcast_to(np.arange(m), (rounds, m)), sender])
-        kind = np.broadcast_to(np.repeat([PULL, PUSH], m), (rounds, 2 * m))
-        return Schedule(clock.ravel(), kind.ravel(), worker.ravel(), m)
 
 
 def stepping(schedule: Any, steps: int) -> Any:

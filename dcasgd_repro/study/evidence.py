@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from dcasgd_repro.errors import BadInput
-from dcasgd_repro.run.identity import differences
+from dcasgd_repro.run.identity import differences, plain
 from dcasgd_repro.run.read import Run
 from dcasgd_repro.study import probed
 from dcasgd_repro.study.grid import Claim, Study, study
@@ -153,7 +153,8 @@ class Evidence:
         groups: dict[str, list[str]] = {}
         configs = {c: _without(runs[0].config, free) for c, runs in self.runs.items() if runs}
         for cell, config in configs.items():
-            rest = json.dumps([self.runs[cell][0].kind, config], sort_keys=True)
+            same = {key: plain(value) for key, value in config.items()}
+            rest = json.dumps([self.runs[cell][0].kind, same], sort_keys=True)
             groups.setdefault(rest, []).append(cell)
         found = {}
         for cell, *others in sorted(groups.values(), key=lambda c: self.runs[c[0]][0].kind):

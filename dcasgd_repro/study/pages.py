@@ -98,6 +98,7 @@ def page(evidence: Evidence, tables: Sequence[str]) -> str:
         "![figure](figure.png)",
         tables[0],
         about_cells(evidence) + computed_in(evidence.all_runs),
+        *by_seed(evidence),
         *tables[1:],
         *([about_claims(evidence)] if evidence.found else []),
         made_with(evidence.all_runs),
@@ -208,6 +209,23 @@ def markdown_cells(evidence: Evidence) -> str:
             line.append(number(row["paper_seconds_160_epochs"], ".0f"))
         lines.append("| " + " | ".join(line) + " |")
     return "\n".join(lines)
+
+
+def by_seed(evidence: Evidence) -> list[str]:
+    """What claims are about, run by run, where no other table has it."""
+    measure = evidence.measure
+    if measure.name in (evidence.closing.name, "simulated_s"):
+        return []
+    seeds = sorted({run.summary["seed"] for run in evidence.all_runs})
+    unit = measure.unit.replace("points", "%")
+    head = [f"{measure.name}{f', {unit}' if unit else ''}", *(f"seed {seed}" for seed in seeds)]
+    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * len(seeds)]
+    for cell, runs in evidence.runs.items():
+        values = evidence.with_diverged(cell, measure)
+        lost = {run.summary["seed"]: " (diverged)" for run in runs if run.diverged}
+        texts = [f"{number(values.get(s, np.nan), '.1f')}{lost.get(s, '')}" for s in seeds]
+        lines.append("| " + " | ".join([cell, *texts]) + " |")
+    return ["\n".join(lines), f"{measure.name}: {measure.words}."]
 
 
 def markdown_losses(evidence: Evidence) -> str:

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +17,15 @@ import pandas as pd
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.run.identity import FULL, plain
 from dcasgd_repro.run.read import FINGERPRINT, KEPT, Run
-from dcasgd_repro.schedule import PUSH, Schedule, delay_table
+from dcasgd_repro.schedule import PUSH, FromRun, Schedule, delay_table
+from dcasgd_repro.schedule.from_run import fit_table
+from dcasgd_repro.schedule.live import EVENTS, LOG
 from dcasgd_repro.study.figures import save, sheet, timeline, unframed
 from dcasgd_repro.study.looks import PAPERS, label_of, looks, separated
 from dcasgd_repro.study.measures import chance
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 RESULT = (  # key in summary.json, words, form, unit
@@ -299,26 +303,32 @@ def draw(groups: Mapping[str, Sequence[Run]], title: str) -> Figure:
     return figure
 
 
-def schedule(log: Schedule, out: Path, answers: Sequence[str] = ()) -> str:
+def schedule(
+    log: Schedule, out: Path, answers: Sequence[str] = (), like: FromRun | None = None
+) -> str:
     """Saves a schedule, its delay table and a figure below ``out``; returns what to print.
 
     The figure: a histogram of the delays, and a Gantt chart of the first rounds. ``answers``: what
-    becomes of each gradient under a rule, where that has a part in the schedule.
+    becomes of each gradient under a rule, where that has a part in the schedule. ``like``: the
+    workers, where they are fitted to a run; the fit is saved, printed and drawn.
     """
     table, delays = delay_table(log), log.delays()
     out.mkdir(parents=True, exist_ok=True)
     log.save(out / "schedule.csv.gz")
     table.to_csv(out / "delays.csv", index=False, lineterminator="\n")
-    figure = sheet(12.5, 4.2)
-    shares, rounds = figure.subplots(1, 2, width_ratios=[1, 1.6])
+    figure = sheet(17.5 if like else 12.5, 4.2)
+    widths = [1, 1, 1.6] if like else [1, 1.6]
+    *left, shares, rounds = figure.subplots(1, len(widths), width_ratios=widths)
+    fitted = fit(like, left[0], out) if like else []
     timeline.histogram(shares, log)
     timeline.gantt(rounds, log, [answer == "applied" for answer in answers] or None)
     spread = f"mean {delays.mean():.2f}, sd {delays.std():.2f}, max {delays.max()}"
     figure.suptitle(f"{log.workers} workers, {log.pushes:,} pushes: delay {spread}", fontsize=10)
-    unframed(shares)
+    unframed(*left, shares)
     figure.savefig(out / "delays.png", dpi=120)
     return "\n".join(
         (
+            *fitted,
             "delays, in pushes",
             table.to_string(index=False, float_format=lambda x: f"{x:.2f}"),
             *([work(log, answers)] if answers else []),
@@ -329,6 +339,27 @@ def schedule(log: Schedule, out: Path, answers: Sequence[str] = ()) -> str:
             f"figure             {out / 'delays.png'}",
         )
     )
+
+
+def fit(like: FromRun, axes: Axes, out: Path) -> list[str]:
+    """What was fitted to a run, to print. Drawn: its delays, and those of its workers fitted."""
+    table, run = fit_table(like), like.recorded()
+    table.to_csv(out / "fit.csv", index=False, lineterminator="\n")
+    barrier = run.in_rounds and run.workers > 1
+    anew = replace(like, workers=run.workers, barrier=barrier).messages(run.pushes)
+    timeline.overlaid(axes, run, anew)
+    axes.set_title(f"the {run.workers} workers of the run", fontsize=9)
+    said = [
+        f"{name} {tau.mean():.2f} ± {tau.std():.2f}, at most {tau.max()}"
+        for name, tau in (("recorded", run.delays()), ("fitted", anew.delays()))
+    ]
+    return [
+        "seconds from pull to push in the run, and the law fitted to them (p99, fitted: of mean_s)",
+        table.to_string(index=False, float_format=lambda x: f"{x:.4g}"),
+        f"delays of its {run.workers} workers: {'; '.join(said)}; "
+        f"{timeline.in_common(run, anew):.0%} of the two histograms is common",
+        "",
+    ]
 
 
 def work(log: Schedule, answers: Sequence[str]) -> str:
@@ -352,9 +383,13 @@ def _of_worker(log: Schedule, m: int) -> Schedule:
 
 
 def keep(run: Path, target: Path) -> None:
-    """Copies a run's text files, without its schedule and TensorBoard events."""
+    """Copies a run's text files, without TensorBoard events.
+
+    Its schedule only where a cluster made it: any other can be made again.
+    """
     target.mkdir(parents=True, exist_ok=True)
-    others = [name for name in ("probe.csv", FINGERPRINT) if (run / name).exists()]
+    made = (LOG, EVENTS) if (run / EVENTS).exists() else ()
+    others = [name for name in ("probe.csv", FINGERPRINT, *made) if (run / name).exists()]
     for name in (*KEPT, *others):
         if (run / name).resolve() != (target / name).resolve():
             shutil.copyfile(run / name, target / name)

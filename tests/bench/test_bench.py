@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dcasgd_repro.bench import page, parts, timing
+from dcasgd_repro.bench import cluster, page, parts, timing
 from dcasgd_repro.bench.timing import Row
 from dcasgd_repro.cli import commands as cli
 from dcasgd_repro.errors import BadInput
@@ -114,6 +114,33 @@ def test_an_interrupted_bench_says_what_is_kept(
     assert f"the parts that were done are kept in {tmp_path}" in capsys.readouterr().err
     (file,) = tmp_path.glob("*.json")
     assert list(json.loads(file.read_text())) == ["memory"]
+
+
+def test_pushes_per_second_are_those_of_the_later_blocks_of_a_run() -> None:
+    """Sixteen slow pushes, then 48 at ten a second: the slow ones are the first two blocks of 8."""
+    clocks = np.cumsum([1.0] * 17 + [0.1] * 48)
+    assert cluster.rates(clocks.tolist()) == pytest.approx([10.0] * 6)
+    assert len(cluster.arithmetic(size=5, workers=2, pushes=64)) == 64
+
+
+def test_the_cluster_part_needs_ray_and_says_so_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(page, "PARTS", dict.fromkeys(parts.PARTS))  # to measure would raise
+    with pytest.raises(
+        BadInput, match=r"^engine=ray: needs Ray: pip install 'dcasgd-repro\[ray\]'"
+    ):
+        cli.bench(["memory", "cluster", "--out", str(tmp_path)])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_all_parts_are_all_but_the_one_that_needs_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[list[str]] = []
+    monkeypatch.setattr(page, "run", lambda names, *rest: chosen.append(names))
+    monkeypatch.setattr(page, "write", lambda out: out)
+    assert cli.bench([]) == 0
+    assert chosen == [["simulate", "memory", "schedule", "update", "waves"]]
 
 
 def test_the_committed_page_is_that_of_the_files() -> None:

@@ -152,6 +152,24 @@ def test_schedule_prints_saves_and_replays(call) -> None:
     assert a["schedule_sha256"] == b["schedule_sha256"]
 
 
+def test_schedule_fits_a_run_and_asks_what_more_workers_would_do(call) -> None:
+    size = ["images=4000", "batch=10", "epochs=5"]
+    words = ["schedule.straggler=3", "workers=4", "run_dir=S"]
+    assert call("schedule", "schedule=straggler", *size, *words)[0] == 0
+    fitted = ["schedule=from_run", "schedule.run=S", "workers=32", "run_dir=T"]
+    code, out, _ = call("schedule", *size, *fitted)
+    assert code == 0
+    table = pd.read_csv("T/fit.csv")
+    assert table["worker"].tolist() == [0, 1, 2, 3]
+    assert table["mean_s"].to_numpy() == pytest.approx([3, 1, 1, 1], rel=0.03)
+    assert table["cv"].to_numpy() == pytest.approx([0.14] * 4, rel=0.15)
+    assert Schedule.load("T/schedule.csv.gz").workers == 32
+    recorded, common = Schedule.load("S/schedule.csv.gz").delays(), r"(\d+)% of the two histograms"
+    assert f"delays of its 4 workers: recorded {recorded.mean():.2f} ± {recorded.std():.2f}" in out
+    assert int(re.search(common, out)[1]) >= 90
+    assert Path("T/delays.png").stat().st_size > 5_000
+
+
 def test_where_nothing_can_be_written(call) -> None:
     Path("file").touch()
     code, _, err = call("schedule", "images=100", "epochs=1", "batch=1", "run_dir=file/x")

@@ -97,7 +97,10 @@ def test_every_rule_on_the_quadratic(rule: str, barrier: bool, tmp_path: Path) -
     assert summary["test_error_final"] is None
 
 
-@pytest.mark.parametrize("name", sorted(set(SCHEDULES) - {"file", "delays", "sequential", "live"}))
+NEED_A_FILE = {"file", "delays", "from_run"}
+
+
+@pytest.mark.parametrize("name", sorted(set(SCHEDULES) - {*NEED_A_FILE, "sequential", "live"}))
 def test_every_schedule_gives_the_pushes_asked_for(name: str) -> None:
     log = plan.log_of(composed(f"schedule={name}", "workers=8"), 100)
     assert (log.pushes, log.workers) == (100, 8)

@@ -14,8 +14,10 @@ from rules_under_test import RULES
 from dcasgd_repro.cluster.protocol import (
     DUPLICATE,
     ENDED,
+    FAULTS,
     INCARNATION,
     NOT_FINITE,
+    PATIENCE,
     REASONS,
     REPLACED,
     SHAPE,
@@ -23,10 +25,12 @@ from dcasgd_repro.cluster.protocol import (
     Followed,
     Line,
     ParameterServer,
+    Patience,
     Sent,
     table,
     twin,
 )
+from dcasgd_repro.errors import Failure
 from dcasgd_repro.rules import ASGD, SSGD, DCASGDa
 from dcasgd_repro.rules.rule import Rule
 from dcasgd_repro.schedule import Message
@@ -167,6 +171,56 @@ def test_where_all_are_not_finite_the_last_is_applied(barrier: bool) -> None:
         None,
     ]
     assert ps.server.w.isnan().all()
+
+
+NAN = torch.full((3,), np.nan, dtype=torch.float64)
+
+
+def test_a_divergence_ends_the_run_beside_a_worker_that_hangs() -> None:
+    """Two of three workers answer, and never with a finite gradient; worker 2 never answers."""
+    ps = made(3, ASGD())
+    ps.pull(2, 1)
+    answers = []
+    for _ in range(PATIENCE):
+        for m in (0, 1):
+            sent = ps.pull(m, 1)
+            assert isinstance(sent, Sent)
+            answers.append(ps.push(m, 1, sent.k, ZERO, NAN))
+    assert answers[: 2 * PATIENCE - 2] == [NOT_FINITE] * (2 * PATIENCE - 2)
+    assert answers[2 * PATIENCE - 2] is None
+    assert ps.server.w.isnan().all()
+    assert answers[-1] is None  # and from then on at once: w itself is not finite
+
+
+def test_a_single_worker_is_not_taken_for_a_divergence() -> None:
+    ps = made(3, ASGD())
+    for _ in range(3 * PATIENCE):
+        assert ps.push(0, 1, ps.pull(0, 1).k, ZERO, NAN) == NOT_FINITE
+    assert computed(ps, 1, ps.pull(1, 1)) is None
+
+
+@pytest.mark.parametrize(("reason", "g"), [(SHAPE, torch.ones(4)), (NOT_FINITE, NAN)])
+def test_a_worker_that_is_refused_over_and_over_ends_the_run_in_one_line(
+    reason: str, g: torch.Tensor
+) -> None:
+    ps, patience = made(3, ASGD()), Patience()
+
+    def follow() -> None:
+        for line in ps.take(99):
+            patience.note(line)
+
+    for _ in range(FAULTS - 1):
+        assert ps.push(0, 1, ps.pull(0, 1).k, ZERO, g) == reason
+        computed(ps, 1, ps.pull(1, 1))  # others go on
+    follow()
+    computed(ps, 0, ps.pull(0, 1))  # and it was well after all
+    for _ in range(FAULTS - 1):
+        ps.push(0, 1, ps.pull(0, 1).k, ZERO, g)
+        ps.push(0, 1, 0, ZERO, g)  # a duplicate is nobody's fault
+    follow()
+    ps.push(0, 1, ps.pull(0, 1).k, ZERO, g)
+    with pytest.raises(Failure, match=f"^worker 0 sent {FAULTS} gradients in a row .* {reason}"):
+        follow()
 
 
 def test_the_last_push_ends_it() -> None:

@@ -25,7 +25,7 @@ from dcasgd_repro.run.read import provenance_of, rows_of, summary_of
 from dcasgd_repro.run.replay import another_place, replay
 from dcasgd_repro.run.verify import verify
 from dcasgd_repro.run.write import weights_sha256
-from dcasgd_repro.schedule import PULL, Constant, Generated, Live, Schedule, delay_table
+from dcasgd_repro.schedule import PULL, PUSH, Constant, Generated, Live, Schedule, delay_table
 from dcasgd_repro.schedule.live import events_of
 
 ray = pytest.importorskip("ray")
@@ -200,10 +200,20 @@ def another_log_is_found_out(path: Path) -> None:
     assert another_place(path, origin) == ""
     assert "device_name was x, is" in another_place(path, {**origin, "device_name": "x"})
     log = Schedule.load(path / "schedule.csv.gz")
-    Schedule(log.clock, log.kind, 1 - log.worker, 2).save(path / "schedule.csv.gz")
+    late = next(  # a pull, and the other worker's push: in the other order another vector is sent
+        i for i in range(400, len(log)) if log.kind[i : i + 2].tolist() == [PULL, PUSH]
+        and log.worker[i] != log.worker[i + 1]
+    )  # fmt: skip
+    order = np.arange(len(log))
+    order[[late, late + 1]] = late + 1, late
+    Schedule(log.clock, log.kind[order], log.worker[order], 2).save(path / "schedule.csv.gz")
     line, equal = verify(path)
     assert not equal
     assert "of their norm, though this is where they were made" in line
+    Schedule(log.clock, log.kind, 1 - log.worker, 2).save(path / "schedule.csv.gz")
+    line, equal = verify(path)
+    assert not equal
+    assert "this is another run. In float64 other than the run's: " in line
     log[: len(log) // 2].save(path / "schedule.csv.gz")
     with pytest.raises(BadInput, match="its summary says 640"):
         verify(path)

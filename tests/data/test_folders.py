@@ -4,10 +4,12 @@ import json
 import os
 import random
 import signal
+import struct
 import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,9 +24,10 @@ from torchvision.transforms import functional
 
 from dcasgd_repro.cli import commands as cli
 from dcasgd_repro.cli.hydra import default_scale
+from dcasgd_repro.data import decode as decode_module
 from dcasgd_repro.data.decode import DRAWS, Decoders, Job, pixels, window
 from dcasgd_repro.data.folders import IMAGENET_MEAN, IMAGENET_STD, Folders, ImageFolder
-from dcasgd_repro.errors import BadInput
+from dcasgd_repro.errors import BadInput, Failure
 from dcasgd_repro.models import ResNet, ResNet50
 from dcasgd_repro.run import experiment, plan, read
 from dcasgd_repro.run.identity import config_hash
@@ -309,6 +312,50 @@ def test_a_damaged_image_is_named(root: Path, tmp_path: Path, processes: int) ->
     assert np.array_equal(decode(good).result(), pixels(good))  # it goes on
 
 
+def rgb16(rng: np.random.Generator) -> tuple[bytes, np.ndarray]:
+    """A PNG of three channels of 16 bits, which Pillow does not write; and their high bytes."""
+    values = rng.integers(0, 2**16, (40, 50, 3), np.uint16)
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        ends = struct.pack(">I", len(content)), struct.pack(">I", zlib.crc32(kind + content))
+        return ends[0] + kind + content + ends[1]
+
+    head = struct.pack(">IIBBBBB", 50, 40, 16, 2, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    chunks = chunk(b"IHDR", head), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks), (values >> 8).astype(np.uint8)
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+def test_odd_images_are_torchvisions_or_refused_by_name(tmp_path: Path, processes: int) -> None:
+    rng = np.random.default_rng(0)
+    noise = Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8))
+    palette = noise.convert("P", palette=Image.Palette.ADAPTIVE)
+    ink = Image.fromarray(rng.integers(0, 256, (40, 50, 4), np.uint8), "CMYK")
+    good = {
+        "one.png": noise.crop((0, 0, 1, 1)), "one.jpg": noise.crop((0, 0, 1, 1)),
+        "narrow.png": noise.crop((0, 0, 1, 40)), "cmyk.jpg": ink, "palette.png": palette,
+        "bit.png": noise.convert("1"), "alpha.png": noise.convert("LA"), "palette.bmp": palette,
+    }  # fmt: skip
+    for name, image in good.items():
+        image.save(tmp_path / name)
+    palette.save(tmp_path / "clear.png", transparency=3)
+    content, high = rgb16(rng)
+    (tmp_path / "rgb16.png").write_bytes(content)
+    decode = Decoders(processes)
+    for name in (*good, "clear.png", "rgb16.png"):
+        with Image.open(tmp_path / name) as opened:
+            whole = Image.fromarray(high) if name == "rgb16.png" else opened.convert("RGB")
+        right = functional.center_crop(functional.resize(whole, 36), [32, 32])
+        found = decode(Job([str(tmp_path / name)], 32, 36)).result()[0]
+        assert np.array_equal(found, np.asarray(right)), name
+    deep = rng.integers(0, 2**16, (40, 50), np.uint16)
+    for name, values in (("grey16.png", deep), ("grey16.ppm", deep)):
+        Image.fromarray(values).save(tmp_path / name)
+        with pytest.raises(BadInput, match=rf"{name}=unreadable: mode I.* more than 8 bits"):
+            decode(Job([str(tmp_path / name)], 32, 36)).result()
+
+
 def test_the_identity_tells_files_not_pixels(flat: Path, tmp_path: Path) -> None:
     before = folders(flat).md5
     assert set(before) == {"train", "val"}
@@ -443,6 +490,33 @@ def test_runs_and_resumes_to_the_same_bits_whoever_decodes(
     experiment.run(plan_of(tiny(root, tmp_path / "b", "task.data.processes=1")), say=len)
     assert weights(run) == weights(whole)
     assert (run / "metrics.csv").read_text().splitlines()[0].startswith("push")
+
+
+def test_a_decoder_that_is_killed_stops_the_run_which_goes_on_to_the_same_bits(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = ("epochs=1", "checkpoint.every_s=0")
+    whole = experiment.run(plan_of(tiny(root, tmp_path / "a", *few)), say=len)
+    started, receive = [], Server.receive_gradient
+    start = decode_module._start
+
+    def killed(server: Server, *arguments: object) -> object:
+        result = receive(server, *arguments)
+        if server.pushes == 4:
+            for process in started:
+                process.kill()
+        return result
+
+    with monkeypatch.context() as patched:
+        patched.setattr(decode_module, "_start", lambda: started.append(start()) or started[-1])
+        patched.setattr(Server, "receive_gradient", killed)
+        line = r"^run_dir=.*: it ended with -9 \(a decoding process\); the last checkpoint is "
+        with pytest.raises(Failure, match=line):
+            experiment.run(plan_of(tiny(root, tmp_path / "b", *few, "task.data.processes=2")))
+    assert started
+    assert read.status_of(tmp_path / "b") == "failed"
+    run = experiment.run(plan_of(tiny(root, tmp_path / "b", *few)), say=len)
+    assert weights(run) == weights(whole)
 
 
 def test_the_command_line(

@@ -1,6 +1,7 @@
 """The data: every source gives the same arrays, nothing false is believed, batches are exact."""
 
 import fcntl
+import gzip
 import hashlib
 import io
 import json
@@ -245,6 +246,25 @@ def test_damaged_archive_is_named(form, small, tmp_path):
     tar(path, {"x/test_batch": small.python["test_batch"]})
     with pytest.raises(BadInput, match=r"lacks data_batch_1.*delete it and run"):
         fetch.load(root)
+
+
+@pytest.mark.parametrize("kind", ["member", "header", "file"])
+def test_what_unpacks_without_end_is_refused_in_little_memory(kind, small, tmp_path):
+    root, huge = tmp_path / "root", 2**36
+    root.mkdir()
+    path = root / (fetch.PYTHON_ARCHIVE if kind != "file" else "test_batch.bin")
+    if kind == "file":
+        small.write("binary bare", root)
+        os.truncate(path, huge)  # a hole
+    else:
+        member = tarfile.TarInfo("x/data_batch_1")
+        member.size, member.type = huge, tarfile.XHDTYPE if kind == "header" else tarfile.REGTYPE
+        with gzip.open(path, "wb") as file:
+            file.write(member.tobuf(tarfile.GNU_FORMAT))
+            file.write(bytes(2**26))
+    with pytest.raises(BadInput, match=r"too many|unpacks to more than [\d,]+ bytes") as refused:
+        fetch.load(root)
+    assert refused.value.key == str(path)
 
 
 def test_missing_file_is_named(small, tmp_path):

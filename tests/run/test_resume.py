@@ -23,8 +23,9 @@ from dcasgd_repro.errors import BadInput, Failure
 from dcasgd_repro.rules import DCASGDa
 from dcasgd_repro.run import checkpoint, experiment, read
 from dcasgd_repro.run import write as record
+from dcasgd_repro.run.identity import identity
 from dcasgd_repro.run.plan import plan_of
-from dcasgd_repro.schedule import Constant, Generated, Schedule
+from dcasgd_repro.schedule import Constant, Gamma, Generated, Schedule
 from dcasgd_repro.simulate import Server
 from dcasgd_repro.study.pages import made_with
 
@@ -288,6 +289,40 @@ def test_a_changed_schedule_file_is_refused_even_when_the_run_has_ended(tmp_path
     Generated(4, 0, Constant(2.0)).messages(64).save(log)
     with pytest.raises(BadInput, match="was made with another schedule_sha256"):
         quiet(cfg)
+
+
+def test_workers_fitted_to_a_run_go_on_wherever_that_lies_and_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was fitted is in the config: the numbers tell the run from others, not the path."""
+
+    def words(place: str) -> list[str]:
+        return [*CELL, "schedule=from_run", f"schedule.run={tmp_path / place}"]
+
+    (tmp_path / "a").mkdir()
+    Generated(2, 0, Gamma(1.0, 0.3)).messages(200).save(tmp_path / "a" / "schedule.csv.gz")
+    never_stopped = quiet(torture.config(words("a"), tmp_path / "whole"))
+    with monkeypatch.context() as patched:
+        stop_at(33, patched)
+        quiet(torture.config(words("a"), tmp_path / "run"))
+    (tmp_path / "a").rename(tmp_path / "b")
+    run = quiet(torture.config(words("b"), tmp_path / "run"))
+    assert list(torture.differences(run, never_stopped)) == []
+
+    kept, there = read.config_of(never_stopped), read.config_of(run)
+    assert identity(kept) == identity(there)
+    assert kept["schedule"]["busy"][0][:2] == pytest.approx([1.0, 0.3], rel=0.1)
+    log = Schedule.load(run / "schedule.csv.gz")
+    (run / "schedule.csv.gz").unlink()  # as in a kept run
+    again = read.log_of(run, log.sha256())
+    assert again is not None
+    assert again.sha256() == log.sha256()
+
+    Generated(2, 1, Gamma(1.0, 0.3)).messages(200).save(tmp_path / "b" / "schedule.csv.gz")
+    other = torture.config(words("b"), tmp_path / "run")
+    assert identity(plan_of(other).config) != identity(kept)
+    with pytest.raises(BadInput, match=r"holds a run with schedule.busy="):
+        quiet(other)
 
 
 def test_a_run_made_meanwhile_by_another_process_is_not_taken_for_ours(

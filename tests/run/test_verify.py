@@ -23,12 +23,13 @@ from dcasgd_repro.cli import commands as cli
 from dcasgd_repro.data import fetch, images
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.rules import SSGD, Arrival, DCASGDa, DCASGDc, Rule
-from dcasgd_repro.run import fingerprint, read
+from dcasgd_repro.run import experiment, fingerprint, read
 from dcasgd_repro.run.plan import build, plan_of
 from dcasgd_repro.run.verify import mark, verify
 from dcasgd_repro.run.write import environment
 from dcasgd_repro.schedule import PUSH, Gamma, Generated, Schedule
-from dcasgd_repro.study import grid, pages
+from dcasgd_repro.schedule.live import EVENTS, Event
+from dcasgd_repro.study import grid, pages, runs
 from dcasgd_repro.tasks import QuadraticTask
 
 KEPT = Path(__file__).parents[1] / "golden" / "kept"
@@ -287,3 +288,52 @@ def test_without_a_checkout_nothing_is_written(
         pages.all_of([], Path("results"))
     assert pages.overview(Path("results")).endswith("is not this program's, and is left as it is")
     assert there() == before
+
+
+def recorded_run(folder: Path) -> Path:
+    """A run whose log is said to be a cluster's: the plain loop's weights are those of its log."""
+    cfg = OmegaConf.create(read.config_of(KEPT / "quadratic"))
+    cfg.run_dir, cfg.threads = str(folder / "run"), 1
+    path = experiment.run(plan_of(cfg), say=lambda line: None)
+    (path / EVENTS).write_text(",".join(Event._fields) + "\n")
+    return path
+
+
+def test_a_live_run_is_held_to_its_fingerprint_too(tmp_path: Path) -> None:
+    path = recorded_run(tmp_path)
+    line, equal = verify(path)
+    assert equal
+    assert line.endswith("equal to the last bit; 16 pushes in float64 equal within 1e-09")
+
+    config = (path / "config.yaml").read_text()
+    (path / "config.yaml").write_text(re.sub(r"( +base): .*", r"\1: 0.011", config))
+    line, equal = verify(path)
+    assert not equal
+    assert line.startswith(f"{path}: this is another run. In float64 from push 1 on")
+    (path / "config.yaml").write_text(config)
+
+    summary = json.loads((path / "summary.json").read_text())
+    (path / "summary.json").write_text(json.dumps({**summary, "weights_sha256": "0"}))
+    line, equal = verify(path)
+    assert not equal
+    assert "though this is where they were made" in line
+    with (path / EVENTS).open("a") as file:  # a worker of it computed elsewhere
+        file.write("1.0,on another processor: P,1,,0\n")
+    line, equal = verify(path)
+    assert equal
+    assert "no bits are promised here, as a worker was on another processor: P; 16 pushes" in line
+    (path / read.FINGERPRINT).unlink()
+    line, equal = verify(path)
+    assert not equal
+    assert line.endswith("no fingerprint (it has none)")
+
+
+def test_what_is_kept_of_a_live_run_verifies(tmp_path: Path) -> None:
+    path = recorded_run(tmp_path)
+    runs.keep(path, tmp_path / "kept")
+    names = {EVENTS, "schedule.csv.gz", read.FINGERPRINT, *read.KEPT}
+    assert {file.name for file in (tmp_path / "kept").iterdir()} == names
+    assert verify(tmp_path / "kept")[1]
+    (path / EVENTS).unlink()
+    runs.keep(path, tmp_path / "simulated")
+    assert not (tmp_path / "simulated" / "schedule.csv.gz").exists()

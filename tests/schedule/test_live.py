@@ -1,5 +1,6 @@
 """A log that is recorded as a run goes: kept, gone on with, and its events."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,15 @@ def test_what_is_saved_is_read_again(tmp_path: Path) -> None:
     }
 
 
+def test_the_disk_has_the_log_before_a_checkpoint_counts_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    filled().save(tmp_path)
+    assert synced == [str(tmp_path / "schedule.csv.gz"), str(tmp_path / "cluster.csv")]
+
+
 def test_it_goes_on_after_its_checkpoint(tmp_path: Path) -> None:
     """What was recorded after that push belongs to a future that did not happen."""
     log = filled().save(tmp_path)
@@ -56,6 +66,16 @@ def test_it_goes_on_after_its_checkpoint(tmp_path: Path) -> None:
     assert (len(anew.log), anew.clock_s, anew.events) == (0, 0.0, [])
     with pytest.raises(BadInput, match="holds 2 pushes, and its checkpoint is of push 3"):
         going_on(tmp_path, log, Live(2), 9, 3)
+
+
+def test_what_was_stopped_between_two_pushes_goes_on_from_the_first_of_them(
+    tmp_path: Path,
+) -> None:
+    recording = filled()
+    recording.end_at_push()
+    log = recording.save(tmp_path)
+    assert list(log) == MESSAGES[:-1]
+    assert going_on(tmp_path, log, Live(2), 9, 2).log.sha256() == log.sha256()
 
 
 @pytest.mark.parametrize("text", ["clock_s,event\n1.0,x\n", f"{','.join(Event._fields)}\n,,,,\n"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,11 @@ from dcasgd_repro.schedule import (
     Lognormal,
     Message,
     Schedule,
+    Skewed,
     Summed,
     delay_table,
 )
+from dcasgd_repro.schedule import log as log_module
 from dcasgd_repro.schedule import workers as times
 
 CONF = Path(__file__).parents[2] / "conf" / "schedule"
@@ -41,6 +44,7 @@ LAWS = {
     "exponential": Exponential(1.0),
     "lognormal": Lognormal(1.0, 0.8),
     "summed": Summed(Gamma(0.25, 0.3), 4),
+    "skewed": Skewed(1.0, 0.3, 2.0),
 }
 
 
@@ -235,9 +239,9 @@ def test_a_longer_log_begins_with_every_shorter_one(law: str, barrier: bool) -> 
 
 
 def test_blocks_of_any_size_give_the_same_clocks() -> None:
-    cluster = Generated(2, 7, Gamma(1.0, 5.0))  # heavy tails: the first guess falls short
+    cluster = Generated(10, 7, Gamma(1.0, 5.0))  # heavy tails: the first guess falls short
     for worker in range(10):
-        whole = cluster._clocks(worker, 1.0, 500.0)
+        whole = cluster._clocks(worker, 500.0)
         rng = cluster._streams(worker)[0]
         work = np.concatenate([cluster.compute.sample(rng, n) for n in (1, 2, 3, 5_000)])
         want = np.cumsum(np.concatenate([[0.0], work]))
@@ -560,6 +564,9 @@ def test_every_yaml_gives_a_log(tmp_path: Path, name: str, workers: int) -> None
         changes = {"path": str(tmp_path / "delays.txt")}
         delays = Generated(workers, 0, Constant(1.0)).messages(200).delays()
         Path(changes["path"]).write_text("\n".join(map(str, delays)))
+    if name == "from_run":
+        changes = {"run": str(tmp_path)}
+        Generated(2, 0, Gamma(1.0, 0.2)).messages(200).save(tmp_path / "schedule.csv.gz")
     if (name, workers) in {("constant_delay", 1), ("sequential", 8), ("late", 1)}:
         with pytest.raises(BadInput, match=f"workers={workers}: "):
             from_yaml(name, workers)
@@ -605,3 +612,34 @@ def test_paper_cluster_takes_the_papers_time(
     assert got.pushes == 62_500
     print(f"M={workers} barrier={barrier}: {got.duration_s:.0f} s, paper {paper_s} s")
     assert got.duration_s == pytest.approx(paper_s, rel=tolerance)
+
+
+@pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"], ids=["", "mark"])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+@pytest.mark.parametrize("suffix", ["csv", "csv.gz"])
+def test_a_log_of_other_programs_lines_is_the_same_log(
+    tmp_path: Path, start: bytes, end: bytes, suffix: str
+) -> None:
+    log = Generated(workers=3, seed=0, compute=Gamma(1.0, cv=0.3)).messages(pushes=20)
+    log.save(tmp_path / "log.csv")
+    content = start + (tmp_path / "log.csv").read_bytes().replace(b"\n", end)
+    other = tmp_path / f"other.{suffix}"
+    other.write_bytes(gzip.compress(content) if suffix == "csv.gz" else content)
+    assert Schedule.load(other).sha256() == log.sha256()
+
+
+def test_a_log_that_unpacks_without_end_is_refused_in_little_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bomb = tmp_path / "log.csv.gz"
+    bomb.write_bytes(gzip.compress(b"clock_s,kind,worker\n" + bytes(2**26)))
+    tracemalloc.start()
+    with pytest.raises(BadInput, match=r"log.csv.gz:2: longer than 200 characters"):
+        Schedule.load(bomb)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 2**22
+    bomb.write_bytes(gzip.compress(b"clock_s,kind,worker\n" + b"0.0,pull,0\n" * 101))
+    monkeypatch.setattr(log_module, "LONGEST", 100)
+    with pytest.raises(BadInput, match=r"log.csv.gz:102: a log has at most 100 messages"):
+        Schedule.load(bomb)

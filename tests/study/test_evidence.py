@@ -1,5 +1,6 @@
 """Verdicts and tables by hand-made runs whose every number is known; pages twice the same."""
 
+import fcntl
 import json
 import math
 import re
@@ -19,6 +20,7 @@ from dcasgd_repro.errors import BadInput
 from dcasgd_repro.run.read import Run
 from dcasgd_repro.study import figures
 from dcasgd_repro.study import pages as results
+from dcasgd_repro.study import runs as report_of_runs
 from dcasgd_repro.study.evidence import Evidence
 from dcasgd_repro.study.grid import study
 from dcasgd_repro.study.looks import PAPERS, looks
@@ -897,6 +899,34 @@ def test_a_number_written_3_and_3_0_is_one_configuration(tmp_path: Path) -> None
     [(label, group)] = grouped([Run.read(path) for path in sorted(tmp_path.iterdir())]).items()
     assert len(group) == 2
     assert label == "ASGD, M = 8"
+
+
+def test_a_line_is_of_one_configuration_whether_it_says_2_or_2_0(mine: Path) -> None:
+    runs = Path("results/mine/laptop/runs")
+    for seed in range(3):
+        shutil.rmtree(runs / f"tiny-8-seed{seed}")
+        make_run(runs / f"tiny-8-seed{seed}", [0.3] * 5, rule="dcasgd_c", lam=2.0, workers=4)
+    lines = Evidence(study(str(mine)), "laptop", Path("results")).lines
+    assert ["dc-8", "tiny-8"] in lines.values()
+
+
+def test_report_waits_for_a_study_that_keeps_its_runs(
+    mine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def held(*given: object) -> str:
+        with open("outputs/.keeping") as file, pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        seen.append(given)
+        return ""
+
+    monkeypatch.setattr(results, "all_of", held)
+    monkeypatch.setattr(report_of_runs, "comparison", held)
+    Path("outputs").mkdir()
+    cli.report([str(mine)])
+    cli.report(["results"])
+    assert len(seen) == 2
 
 
 DAMAGE: dict[str, dict[str, object]] = {

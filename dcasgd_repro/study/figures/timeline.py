@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dcasgd_repro.schedule import PUSH, Schedule, delay_table
 from dcasgd_repro.schedule.log import first
@@ -72,13 +73,40 @@ def _shares(spans: Sequence[Span]) -> dict[str, float]:
 
 def histogram(axes: Axes, log: Schedule) -> None:
     """The share of pushes with each delay."""
-    delays = log.delays()
-    counts = np.bincount(delays) / len(delays)
+    counts = delay_shares(log)
     axes.bar(np.arange(len(counts)), counts, width=0.9, color=BLUE)
-    axes.axvline(delays.mean(), color="black", linestyle="--", linewidth=1)
+    axes.axvline(log.delays().mean(), color="black", linestyle="--", linewidth=1)
     whole_ticks(axes.xaxis)
     axes.set_axisbelow(True)
     axes.set(xlabel="delay (pushes; dashed: the mean)", ylabel="share of pushes")
+
+
+def overlaid(axes: Axes, recorded: Schedule, drawn: Schedule) -> None:
+    """The delays of a recorded log, as bars, and those of workers like its own, as a line."""
+    there, anew = (delay_shares(log) for log in (recorded, drawn))
+    axes.bar(np.arange(len(there)), there, width=0.9, color=BLUE, alpha=0.5, label="recorded")
+    axes.stairs(anew, np.arange(len(anew) + 1) - 0.5, color=ORANGE, linewidth=1.8, label="fitted")
+    whole_ticks(axes.xaxis)
+    axes.set_axisbelow(True)
+    longest = max(np.quantile(log.delays(), 0.995) for log in (recorded, drawn))
+    axes.set(xlabel="delay (pushes; 99.5 % of them)", ylabel="share of pushes")
+    axes.set_xlim(-0.6, max(longest, 2) + 0.6)
+    axes.legend(frameon=False, fontsize=8)
+
+
+def delay_shares(log: Schedule) -> NDArray[np.float64]:
+    """The share of pushes with each delay from 0 on."""
+    delays = log.delays()
+    shares: NDArray[np.float64] = np.bincount(delays) / len(delays)
+    return shares
+
+
+def in_common(one: Schedule, other: Schedule) -> float:
+    """The share of pushes that two logs' histograms of delays have in common, in [0, 1]."""
+    longest = max(len(a := delay_shares(one)), len(b := delay_shares(other)))
+    both = np.zeros((2, longest))
+    both[0, : len(a)], both[1, : len(b)] = a, b
+    return float(both.min(axis=0).sum())
 
 
 def whole_ticks(axis: Axis) -> None:

@@ -1,0 +1,239 @@
+"""Workers fitted to a recorded run: the laws' moments, what the fit reads, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from dcasgd_repro.errors import BadInput
+from dcasgd_repro.reactive import Reactive
+from dcasgd_repro.rules import Ringmaster
+from dcasgd_repro.schedule import (
+    PULL,
+    PUSH,
+    Constant,
+    Exponential,
+    FromDelays,
+    FromRun,
+    Gamma,
+    Generated,
+    Lognormal,
+    Schedule,
+    Skewed,
+)
+from dcasgd_repro.schedule.from_run import distribution, durations, fit_table, moments
+
+
+def kept(folder: Path, log: Schedule) -> str:
+    folder.mkdir(exist_ok=True)
+    log.save(folder / "schedule.csv.gz")
+    return str(folder)
+
+
+def log_of(*messages: tuple[float, int, int], workers: int = 1) -> Schedule:
+    clock, kind, worker = zip(*messages, strict=True)
+    return Schedule(clock, kind, worker, workers)
+
+
+def alternating(since: float, pushes: int, each_s: float = 2.0) -> list[tuple[float, int, int]]:
+    """Pulls and pushes of worker 0."""
+    pairs = [(since + k * each_s, since + (k + 1) * each_s) for k in range(pushes)]
+    return [line for a, b in pairs for line in ((a, PULL, 0), (b, PUSH, 0))]
+
+
+@pytest.mark.parametrize(
+    ("cv", "skew", "law"),
+    [
+        (0.3, 0.6, stats.gamma(0.3**-2)),
+        (0.3, 0.7, None),  # between: a least time and gamma ones
+        (0.3, 3 * 0.3 + 0.3**3, stats.lognorm(np.sqrt(np.log1p(0.3**2)))),
+        (0.3, 8.0, None),
+        (1.0, 2.0, stats.expon()),
+    ],
+)
+def test_the_law_has_its_moments_and_is_never_negative(cv: float, skew: float, law: Any) -> None:
+    """Against scipy's exact moments of the very distribution that is drawn from."""
+    made = Skewed(2.0, cv, skew)
+    frozen = distribution(made)
+    mean, variance, third = frozen.stats("mvs")
+    assert [mean, np.sqrt(variance) / mean, third] == pytest.approx([2.0, cv, skew], rel=1e-9)
+    assert made.least_s == pytest.approx(frozen.support()[0], abs=1e-12)
+    assert made.least_s >= 0
+    drawn = made.sample(np.random.default_rng(0), 20_000)
+    assert stats.ks_1samp(drawn, frozen.cdf).pvalue > 0.01
+    assert drawn.min() >= made.least_s
+    if law is not None:  # the textbook's: no least time
+        assert made.least_s == pytest.approx(0.0, abs=1e-12)
+        assert frozen.cdf(3.0) == pytest.approx(law.cdf(3.0 * law.mean() / 2.0), rel=1e-9)
+
+
+def test_less_skewed_than_a_gamma_law_counts_as_one() -> None:
+    rng = np.random.default_rng
+    for skew in (-3.0, 0.0, 0.4):
+        assert np.array_equal(
+            Skewed(1.0, 0.3, skew).sample(rng(1), 9), Gamma(1, 0.3).sample(rng(1), 9)
+        )
+    assert Skewed(2.0, 0.0, 0.0).sample(rng(1), 2).tolist() == [2.0, 2.0]
+    assert Skewed(0.0, 0.0, 0.0).sample(rng(1), 2).tolist() == [0.0, 0.0]
+
+
+def test_a_known_gamma_is_fitted_back_within_its_standard_error(tmp_path: Path) -> None:
+    """Of n gamma times, asymptotically; of the skewness 1.5 times that of normal ones."""
+    speeds, cv = [1.0, 2.0, 0.25], 0.2
+    log = Generated(3, 7, Gamma(1.0, cv), speeds=speeds).messages(20_000)
+    made = FromRun(kept(tmp_path / "run", log), workers=3, seed=0)
+    for speed, triple, away in zip(speeds, made.busy, made.away, strict=True):
+        n = len(durations(log, "")[speeds.index(speed)].busy)
+        errors = [
+            cv / speed / np.sqrt(n),
+            cv * np.sqrt((1 + 2 * cv**2) / (2 * n)),
+            np.sqrt(6 / n) * 1.5,
+        ]
+        off = (np.array(triple) - [1 / speed, cv, 2 * cv]) / errors
+        assert np.abs(off).max() < 3, off
+        assert away == (0.0, 0.0, 0.0)
+    assert fit_table(made)["apart"].max() < 0.03
+    assert set(fit_table(made)["lost"]) == {0}
+
+
+def test_the_new_workers_have_the_delays_of_the_run(tmp_path: Path) -> None:
+    """Mean and spread of each worker's delays, and the time that a push takes."""
+    log = Generated(
+        4, 1, Lognormal(0.1, 0.5), communication=Exponential(0.02), straggler=3.0, request_share=0.5
+    ).messages(20_000)
+    made = FromRun(kept(tmp_path / "run", log), workers=4, seed=5)
+    anew = made.messages(20_000)
+    assert made.away[0][:2] == pytest.approx((0.01, 1.0), rel=0.1)
+    assert anew.duration_s == pytest.approx(log.duration_s, rel=0.02)
+    for m in range(4):
+        was, now = (x.delays()[x.worker[x.kind == PUSH] == m] for x in (log, anew))
+        assert now.mean() == pytest.approx(was.mean(), rel=0.03)
+        assert now.std() == pytest.approx(was.std(), rel=0.1)
+
+
+def test_any_number_of_workers_each_like_one_of_the_run(tmp_path: Path) -> None:
+    log = Generated(4, 1, Gamma(1.0, 0.2), straggler=3.0).messages(2_000)
+    run = kept(tmp_path / "run", log)
+    made = FromRun(run, workers=32, seed=0)
+    anew = made.messages(20_000)
+    counts = np.bincount(anew.worker[anew.kind == PUSH])
+    slow = counts[::4].mean() / np.delete(counts, np.s_[::4]).mean()
+    assert slow == pytest.approx(1 / 3, rel=0.05)
+    assert anew.delays().mean() == pytest.approx(31, abs=0.3)
+    fewer = FromRun(run, workers=5, seed=0)
+    for m in range(5):  # more workers leave the times there were
+        mine = [log.clock[log.worker == m][:99] for log in (anew, fewer.messages(2_000))]
+        assert np.array_equal(*mine)
+    rounds = FromRun(run, workers=32, seed=0, barrier=True).messages(320)
+    assert rounds.in_rounds
+    ringmaster = Reactive(FromRun(run, workers=8, seed=0), Ringmaster(threshold=2)).messages(500)
+    assert ringmaster.stopped > 0
+
+
+def test_what_was_fitted_is_all_that_counts(tmp_path: Path) -> None:
+    log = Generated(2, 1, Gamma(1.0, 0.2)).messages(200)
+    made = FromRun(Path(kept(tmp_path / "run", log)), workers=3, seed=4)
+    assert made.run == str(tmp_path / "run")
+    (tmp_path / "run" / "schedule.csv.gz").unlink()
+    again = FromRun("elsewhere", 3, 4, busy=[list(x) for x in made.busy], away=made.away)
+    assert again.messages(500).sha256() == made.messages(500).sha256()
+
+
+def test_a_process_that_starts_is_slow_and_does_not_count() -> None:
+    restarted = [(9.5, PULL, 0), (10.0, PUSH, 0), (10.0, PULL, 0), (20.0, PULL, 0), (27.0, PUSH, 0)]
+    log = log_of((0.0, PULL, 0), (9.0, PUSH, 0), *restarted, *alternating(28.0, 40))
+    (found,) = durations(log, "run")
+    assert found.busy.tolist() == [0.5] + [2.0] * 40
+    assert found.away.tolist() == [0.5, 0.0, 1.0] + [0.0] * 39
+    assert found.lost == 1
+
+
+def test_waiting_for_others_is_not_a_workers_own_time(tmp_path: Path) -> None:
+    log = Generated(4, 1, Gamma(1.0, 0.3), straggler=3.0, barrier=True).messages(4_000)
+    found = durations(log, "run")
+    assert [one.away.tolist() for one in found] == [[0.0]] * 4
+    assert found[0].busy.mean() == pytest.approx(3 * found[1].busy.mean(), rel=0.03)
+    anew = FromRun(kept(tmp_path / "run", log), 4, 0, barrier=True).messages(4_000)
+    assert anew.duration_s == pytest.approx(log.duration_s, rel=0.02)
+
+
+def test_constant_times_stay_constant(tmp_path: Path) -> None:
+    log = Generated(2, 0, Constant(0.1), speeds=[1.0, 0.5]).messages(300)
+    made = FromRun(kept(tmp_path / "run", log), workers=2, seed=0)
+    assert made.busy == ((0.1, 0.0, 0.0), (0.2, 0.0, 0.0))
+    assert np.allclose(made.messages(300).clock, log.clock, rtol=1e-12, atol=0)
+    assert fit_table(made)["apart"].tolist() == [0.0, 0.0]
+    assert moments(np.full(5, 1e9)) == (1e9, 0.0, 0.0)
+
+
+def test_where_the_law_does_not_fit_the_table_says_so(tmp_path: Path) -> None:
+    """One time in a hundred is thirty times longer: mean and cv stay, the body does not."""
+    rng = np.random.default_rng(0)
+    seconds = rng.normal(1.0, 0.02, 5_000)
+    seconds[::100] *= 30
+    law = Skewed(*moments(seconds))
+    drawn = law.sample(rng, 200_000)
+    assert drawn.mean() == pytest.approx(seconds.mean(), rel=0.02)
+    assert drawn.std() == pytest.approx(seconds.std(), rel=0.15)
+    clock = np.repeat(np.concatenate([[0.0], np.cumsum(seconds)]), 2)[1:-1]
+    log = Schedule(clock, np.tile([PULL, PUSH], 5_000), np.zeros(10_000), 1)
+    table = fit_table(FromRun(kept(tmp_path / "run", log), 1, 0))
+    assert table["apart"][0] > 0.5
+    assert abs(table["lag1"][0]) < 0.05
+
+
+def test_a_cv_beyond_that_of_a_law_is_cut() -> None:
+    assert moments(np.array([0.0] * 9_999 + [1.0]))[1] == 5.0  # a cv of 100
+
+
+@pytest.mark.parametrize(
+    ("log", "text"),
+    [
+        (None, "there is no such run directory"),
+        ("empty", "has no schedule.csv.gz; kept runs leave it out: name the folder where it was"),
+        (
+            log_of((0.0, PULL, 0), *alternating(2.0, 30)[1:]),
+            "worker 0 has 29 durations that count; 30",
+        ),
+        (log_of(*alternating(2.0, 50, 0.0)), "worker 0 takes no time there"),
+        (
+            log_of(*alternating(0.0, 40), *[(80.0 + k, PULL, 0) for k in range(6)]),
+            "worker 0 lost 5 of 45 gradients: how long the lost ones took is not known",
+        ),
+    ],
+)
+def test_a_run_that_says_nothing_is_refused(tmp_path: Path, log: Any, text: str) -> None:
+    if isinstance(log, Schedule):
+        kept(tmp_path / "run", log)
+    elif log == "empty":
+        (tmp_path / "run").mkdir()
+    with pytest.raises(BadInput, match=f"^run={tmp_path}/run: {text}"):
+        FromRun(tmp_path / "run", 2, 0)
+
+
+def test_a_made_up_clock_is_refused(tmp_path: Path) -> None:
+    delays = Generated(4, 0, Gamma(1.0, 0.3)).messages(400).delays()
+    (tmp_path / "delays.txt").write_text("\n".join(map(str, delays)))
+    run = kept(tmp_path / "run", FromDelays(str(tmp_path / "delays.txt"), 4).messages(400))
+    with pytest.raises(BadInput, match="its pushes are evenly spaced: its clock is made up"):
+        FromRun(run, 4, 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({}, "^run=None: schedule=from_run needs schedule.run=RUN_DIR"),
+        ({"workers": 0}, "^workers=0: "),
+        ({"busy": [[1.0, 0.1, 0.2]]}, "^away=None: give busy and away of each worker, or neither"),
+        ({"busy": [[1.0, 0.1]], "away": [[0, 0, 0]]}, r"^busy=\[1.0, 0.1\]: give \[mean_s, cv, sk"),
+        ({"busy": [[0.0, 0, 0]], "away": [[0, 0, 0]]}, "^busy=.*mean_s=0.0: give a finite number"),
+        ({"busy": [[1.0, 6.0, 0]], "away": [[0, 0, 0]]}, "^busy=.*cv=6.0: give a finite number"),
+    ],
+)
+def test_bad_values_are_refused(changes: dict[str, Any], text: str) -> None:
+    with pytest.raises(BadInput, match=text):
+        FromRun(**{"run": None, "workers": 2, "seed": 0, **changes})
