@@ -585,11 +585,11 @@ def build(cfg: DictConfig, group: str) -> Any:
             key = f"{where}.{extra.group(1)}"
             target = OmegaConf.select(cfg, where)._target_.rsplit(".", 1)[-1]
             raise BadInput(key, OmegaConf.select(cfg, key), f"{target} has no such key") from None
-        target = OmegaConf.select(cfg, where)._target_
-        if lacks := sorted(getattr(get_object(target), "__abstractmethods__", ())):
+        if isinstance(cause, TypeError) and "abstract class" in str(cause):
+            target = OmegaConf.select(cfg, where)._target_
+            lacks = " and ".join(sorted(get_object(target).__abstractmethods__))
             name = ":".join(target.rpartition(".")[::2])
-            remedy = f"the class lacks {' and '.join(lacks)}; write it"
-            raise BadInput(where, name, remedy) from None
+            raise BadInput(where, name, f"the class lacks {lacks}; write it") from None
         said = in_words(cause) if isinstance(cause, Exception) else str(error)
         raise BadInput(where, OmegaConf.select(cfg, where), said) from None
 
