@@ -64,6 +64,7 @@ _HOME = {
         "Constant",
         "ConstantDelay",
         "Disturbed",
+        "DrawnDelays",
         "Drift",
         "Exponential",
         "Failures",
@@ -88,6 +89,7 @@ _HOME = {
     "models": ("ResNet", "ResNet50"),
     "data.images": ("CIFAR10", "Synthetic"),
     "data.folders": ("ImageFolder",),
+    "data.memory": ("InMemory",),
     "optim": ("DCASGD", "RuleOptimizer"),
     "errors": ("BadInput", "Failure"),
 }

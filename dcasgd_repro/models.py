@@ -31,13 +31,15 @@ class ResNet:
     last one of each block is scaled by 1 / sqrt(3n): the expected square of an activation grows at
     most by a factor e over all blocks, instead of 2^(3n).
 
+    ``classes=None`` leaves their number to the data, see ``tasks.Classifier``.
+
     Raises ``BadInput``. Source: He et al. 2016 (arXiv 1512.03385), section 4.2; initial weights as
     in He et al. 2015 (arXiv 1502.01852), eq. 15.
     """
 
     depth: int = 20
     width: int = 16
-    classes: int = 10
+    classes: int | None = 10
     norm: str = "batch"
 
     def __post_init__(self) -> None:
@@ -45,14 +47,17 @@ class ResNet:
         if self.depth % 6 != 2:
             raise BadInput("depth", self.depth, "give 6n + 2 with n >= 1: 8, 20, 32, 44, 56, 110")
         check_whole("width", self.width)
-        check_whole("classes", self.classes, 2)
+        if self.classes is not None:
+            check_whole("classes", self.classes, 2)
         check_choice("norm", self.norm, ("batch", "none"))
 
     def __str__(self) -> str:
         return f"ResNet-{self.depth} width {self.width}"
 
     def build(self) -> nn.Module:
-        return _SmallResNet(self)
+        if self.classes is None:
+            raise BadInput("classes", None, "a number is needed where no task knows the data's")
+        return _SmallResNet(self, self.classes)
 
 
 @dataclass(frozen=True)
@@ -168,7 +173,7 @@ class _Block(nn.Module):
 
 
 class _SmallResNet(nn.Module):
-    def __init__(self, config: ResNet) -> None:
+    def __init__(self, config: ResNet, classes: int) -> None:
         super().__init__()
         self.conv = _conv(3, config.width, 1, config.norm)
         self.norm = _norm(config.width, config.norm)
@@ -180,7 +185,7 @@ class _SmallResNet(nn.Module):
                 blocks.append(_Block(channels_in, channels, 2 if halves else 1, config.norm))
             channels *= 2
         self.blocks = nn.Sequential(*blocks)
-        self.linear = nn.Linear(4 * config.width, config.classes)
+        self.linear = nn.Linear(4 * config.width, classes)
         nn.init.zeros_(self.linear.bias)
         if config.norm == "none":
             for block in blocks:

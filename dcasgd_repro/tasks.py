@@ -21,7 +21,7 @@ import contextlib
 import copy
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
@@ -35,7 +35,7 @@ from torch.nn.parameter import UninitializedParameter
 from dcasgd_repro.data.folders import Folders
 from dcasgd_repro.data.images import Batch, Images, stream
 from dcasgd_repro.data.split import Classes, Dirichlet, split_of
-from dcasgd_repro.errors import BadInput, check_number, check_whole
+from dcasgd_repro.errors import BadInput, check_number, check_whole, in_words
 from dcasgd_repro.models import Network, laid_out
 
 CHUNK = 1000  # images at a time through the network, in an evaluation
@@ -119,7 +119,7 @@ class Classification:
 
     ``model``          a leaf whose ``build()`` makes the network, or a ``functools.partial`` of one
                        that makes it itself, as ``torchvision.models.resnet18``
-    ``data``           a leaf whose ``load(device, dtype)`` gives ``Images`` or ``Folders``
+    ``data``           a leaf whose ``load(device, dtype)`` gives ``Images`` or what is used alike
     ``weight_decay``   belongs to the loss: its gradient is taken where the loss's is, at w_bak
     ``stats_images``   how many training images BatchNorm's statistics are recomputed from
     ``train_images``   how many training images ``train_error`` is measured on
@@ -195,6 +195,9 @@ class Classifier:
     ) -> None:
         self.conf, self.images = conf, images
         self.md5 = images.md5
+        if getattr(conf.model, "classes", images.classes) is None:
+            conf = replace(conf, model=replace(conf.model, classes=images.classes))
+            self.conf = conf
         if getattr(conf.model, "classes", images.classes) != images.classes:
             raise BadInput(
                 "task.model.classes", conf.model.classes, f"the data has {images.classes} classes"
@@ -280,7 +283,10 @@ class Classifier:
 
     @cached_property
     def draws(self) -> bool:
-        """Whether the network draws random numbers as it trains: tried, on two images."""
+        """Whether the network draws random numbers as it trains: tried, on two images.
+
+        Raises BadInput for a network that does not take them, or has fewer logits than classes.
+        """
         images, _ = next(iter(self.images.train_chunks(min(2, self.images.size))))
         cuda = self.device.type == "cuda"
 
@@ -289,7 +295,18 @@ class Classifier:
 
         with _DRAWING, self._own_numbers(), torch.no_grad():
             before = state()
-            self.module(images.to(self.dtype))
+            try:
+                logits = self.module(images.to(self.dtype))
+            except (MemoryError, torch.OutOfMemoryError):
+                raise
+            except Exception as error:  # whatever a network of theirs raises
+                remedy = f"does not take images {[*images.shape]}: {in_words(error)}"
+                raise BadInput("model", self.conf.model, remedy) from None
+            found = [*getattr(logits, "shape", ())]
+            if len(found) != 2 or found[0] != len(images) or found[1] < self.images.classes:
+                due = f"[{len(images)}, {self.images.classes}] or more"
+                remedy = f"of {len(images)} images it gives logits {found}; give {due}"
+                raise BadInput("model", self.conf.model, remedy)
             return not torch.equal(before, state())
 
     def _forward(self, w: Tensor, images: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ INSIDE = {
         {"request"},
     ],
     "bench": [{"__init__", "timing"}, {"cluster"}, {"parts"}, {"page"}],
-    "cli": [{"__init__", "help"}, {"hydra"}, {"commands"}],
+    "cli": [{"__init__", "help"}, {"hydra", "new"}, {"commands"}],
 }
 WING = {name: level for level, names in enumerate(WINGS) for name in names}
 FLOOR = {

@@ -209,7 +209,7 @@ def test_only_without_norm_samples_are_independent(norm: str, independent: bool)
     [
         *(("depth", value) for value in (2, 0, -4, 18, 21, 20.0, "20", True, None)),
         *(("width", value) for value in (0, -1, 16.0, "16", True, None)),
-        *(("classes", value) for value in (1, 0, -1, 10.0, "10", True, None)),
+        *(("classes", value) for value in (1, 0, -1, 10.0, "10", True)),
         *(("norm", value) for value in ("Batch", "group", "", None, True)),
     ],
 )

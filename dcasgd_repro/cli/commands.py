@@ -111,7 +111,7 @@ def scale_line(cfg: DictConfig) -> str:
 def schedule(cfg: DictConfig, argv: Sequence[str]) -> Done:
     from dcasgd_repro.cli.hydra import Done, typed
     from dcasgd_repro.run.plan import build, length_of, log_of, rule_of
-    from dcasgd_repro.schedule import FromRun
+    from dcasgd_repro.schedule import FromRun, repeats
     from dcasgd_repro.study import runs
 
     log = log_of(cfg, length_of(cfg).pushes, *typed(cfg))
@@ -123,6 +123,8 @@ def schedule(cfg: DictConfig, argv: Sequence[str]) -> Done:
         found = answers(rule_of(cfg), log)
     made = build(cfg, "schedule")
     print(runs.schedule(log, out, found, made if isinstance(made, FromRun) else None))
+    if said := repeats(made, log.pushes):
+        print(f"note      {said}")
     delays = log.delays()
     return Done(0, f"delay {delays.mean():.2f} ± {delays.std():.2f}, at most {delays.max()}  {out}")
 
@@ -253,6 +255,19 @@ def study_help(text: str, tuned: bool = False) -> int:
     return 0
 
 
+def new(arguments: list[str]) -> int:
+    parser = Parser("dcasgd-repro new", description=texts.NEW_HELP)
+    parser.add_argument("kind", choices=("rule", "study"))
+    parser.add_argument("name", metavar="NAME", help="as in my_rule")
+    given = parser.parse_args(arguments)
+
+    from dcasgd_repro.cli import new as skeletons
+
+    write = {"rule": skeletons.rule, "study": skeletons.study}[given.kind]
+    print(write(given.name))
+    return 0
+
+
 def verify(arguments: list[str]) -> int:
     parser = Parser("dcasgd-repro verify", description=texts.VERIFY_HELP)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a kept run's folder")
@@ -331,6 +346,7 @@ OWN: dict[str, Callable[[list[str]], int]] = {
     "report": report,
     "diagnose": diagnose,
     "verify": verify,
+    "new": new,
     "data": data,
     "bench": bench,
     "completion": completion,

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 
 from dcasgd_repro.run.groups import choices, groups
 
-COMMANDS = (
-    "train, schedule, check, reproduce, tune, report, diagnose, verify, data, bench or completion"
-)
+COMMANDS = "train, schedule, check, reproduce, tune, report, diagnose, verify, new, data, bench"
+COMMANDS += " or completion"
 
 HELP = """\
 dcasgd-repro: asynchronous SGD with delay compensation, simulated on one device
@@ -25,6 +24,7 @@ usage: dcasgd-repro COMMAND [...]
   report     tables and figures from finished runs, beside the paper's
   diagnose   what happened in a run: a figure and a paragraph
   verify     make the start of a kept run again and compare
+  new        begin a rule or a study of your own: commented files in the current folder
   data       fetch or verify CIFAR-10, or print its path
   bench      what a simulated worker costs on this device
   completion print what completes these words in bash: eval "$(dcasgd-repro completion bash)"
@@ -41,6 +41,7 @@ usage: dcasgd-repro train [+exp=NAME] [KEY=VALUE ...] [-m]
   +exp=NAME     an experiment: {exp}
   task=         {task}
   model=        {model}
+  data=         {data}
   rule=         {rule}
   schedule=     {schedule}
   lr=           {lr}
@@ -49,7 +50,7 @@ usage: dcasgd-repro train [+exp=NAME] [KEY=VALUE ...] [-m]
                 imagenet for task imagenet, smoke for the others)
   KEY=VALUE     any key of the config: workers=4 rule.lam0=1 seed=3 epochs=2 device=cpu
                 run_dir=DIR augment=false lr.base=0.1 task.weight_decay=1e-4
-                rule=my_rule:MyRule, model=my_net:MyNet and task=my_task:Line are classes of
+                rule=my_rule:MyRule, model=my_net:MyNet, data=my_data:Blobs, task=my_task:Line are
                 yours, in my_rule.py and so on where you stand, with their own defaults
   -cd DIR       DIR/rule/*.yaml, DIR/exp/*.yaml and so on are there to choose as well
   -m            a sweep: seed=0,1,2 rule=asgd,dcasgd_a runs every combination
@@ -71,7 +72,8 @@ usage: dcasgd-repro schedule [schedule=NAME] [workers=M] [KEY=VALUE ...]
 
   schedule=     {schedule}
   KEY=VALUE     any key of the config: seed=1 schedule.compute.cv=0.5 scale=laptop
-                run_dir=DIR (where the log and the figure go)
+                run_dir=DIR (where the log and the figure go);
+                schedule=my_law:Pareto is a law of times of yours, in my_law.py where you stand
 
 Prints the table of delays, the log's sha256 and its simulated duration; saves the log, the table
 and a figure: a histogram of the delays, and who computes and waits in the first rounds. The number
@@ -155,6 +157,9 @@ VERIFY_HELP = """Makes the first pushes of a kept run again: in float64, which m
 its fingerprint.json within 1e-9 on any machine, and in float32, which must equal the rows of its
 metrics.csv up to push 200, digit for digit, where processor, torch and threads are the run's own.
 Elsewhere it says what differs, and by how much. Exit code 1 where it is another run."""
+NEW_HELP = """A rule or study of your own to begin with, in the current folder: NAME.py, a rule with
+comments, and test_NAME.py, which tries it; or experiments/NAME/claim.md and grid.yaml. Nothing is
+overwritten."""
 DATA_HELP = "CIFAR-10: fetch it, verify it bit for bit, or say where it is looked for."
 BENCH_HELP = """Paired timings on this device: what simulating workers costs over plain PyTorch, how
 much memory backups take, how fast schedules, updates and engines are. About 25 minutes for

@@ -211,11 +211,10 @@ def default_scale(
 
 
 def chosen(arguments: Sequence[str]) -> list[list[str]]:
-    """The experiments and tasks of a command: a list of words for each point of a sweep of them."""
-    tasks = [a for a in arguments if a.startswith("task=")][-1:]
-    exps = [a for a in arguments if a.startswith("+exp=")][-1:]
-    each = [[f"{a.partition('=')[0]}={name}" for name in a.partition("=")[2].split(",")]
-            for a in (*exps, *tasks)]  # fmt: skip
+    """The experiments, tasks and data of a command: a list of words for each point of a sweep."""
+    last = {a.partition("=")[0]: a for a in arguments if a.startswith(("+exp=", "task=", "data="))}
+    each = [[f"{key}={name}" for name in last[key].partition("=")[2].split(",")]
+            for key in ("+exp", "task", "data") if key in last]  # fmt: skip
     return [list(words) for words in itertools.product(*each)]
 
 

@@ -1,5 +1,6 @@
 """Images to train on: ``fetch`` gets and verifies CIFAR-10 (no torch), ``images`` serves batches.
 
-``folders`` serves those of ImageNet's folders, ``decode`` (no torch) makes them pixels. Empty on
-purpose: ``from dcasgd_repro.data.fetch import home`` must answer without loading torch.
+``folders`` serves those of ImageNet's folders, ``decode`` (no torch) makes them pixels; ``memory``
+serves tensors of one's own. Empty on purpose: ``from dcasgd_repro.data.fetch import home`` must
+answer without loading torch.
 """

@@ -2,6 +2,8 @@
 
 ``rule=my_rule:MyRule``, or ``rule._target_=my_rule.MyRule``, chooses a class of one's own where a
 file of conf/ would stand. Its part of the config holds the class's own defaults and nothing else.
+What gives images, as ``data=my_data:Blobs``, gets an ``InMemory`` around it, and a law of times, as
+``schedule=my_law:Law``, workers that it is the ``compute`` of.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -22,14 +24,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from dcasgd_repro.errors import BadInput, in_words
 from dcasgd_repro.run.identity import flat, task_name
+from dcasgd_repro.schedule import Generated, Law
 
 # The groups that a class can be chosen in, and where their part of the config lies.
 PLACES = {group: group for group in ("rule", "schedule", "task", "lr", "engine")}
-PLACES |= {"model": "task.model"}
+PLACES |= {"model": "task.model", "data": "task.data"}
 GROUPS = (*PLACES, "scale", "exp")
+IMAGES, TIMES = "task.data.make", "schedule.compute"  # the places of what gives images, and times
 CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 IN_FILE = re.compile(r"([\w./-]+)\.py:(\w+)")  # what a class is not written as
-SIZES = ("depth", "width", "norm")  # what the key ``model`` itself holds: see conf/config.yaml
+# What the keys ``model`` and ``data`` themselves hold, see conf/config.yaml, for parts of ours.
+HELD = {"model": ("depth", "width", "norm"), "data": ("root",)}
 
 # Keys inside groups that conf/ fills in from a key outside: the one on the right is the user's.
 LINKS = {
@@ -87,7 +92,8 @@ def own_folders(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
 def hydra_words(words: Sequence[str]) -> list[str]:
     """The words as Hydra takes them, the classes in them made known to it. Raises BadInput."""
     found: list[str] = []
-    open_groups, own_model = set(), False
+    open_groups: set[str] = set()
+    own: dict[str, str] = {}  # a group in which a class is chosen: where its keys lie
     for word in words:
         key, _, value = word.partition("=")
         group, _, inside = key.partition(".")
@@ -98,27 +104,29 @@ def hydra_words(words: Sequence[str]) -> list[str]:
             there = f", and stand in {folder}" if folder else ""
             remedy = f"give the module, not its file: {key}={module}:{file[2]}{there}"
             raise BadInput(key, value, remedy)
-        if group in ("rule", "model") and inside == "_target_" and re.fullmatch(r"[\w.,]+", value):
+        own_target = group in ("rule", *HELD) and inside == "_target_"
+        if own_target and re.fullmatch(r"[\w.,]+", value):
             names = [":".join(name.rpartition(".")[::2]) for name in value.split(",")]
             found = [w for w in found if not w.startswith(f"{group}=")]  # it takes that one's place
             key, word = group, f"{group}={','.join(names)}"
         if key in PLACES:
             classes = [name for name in word.partition("=")[2].split(",") if CLASS.fullmatch(name)]
-            open_groups |= {key for name in classes if offer(key, name)}
-            own_model |= key == "model" and bool(classes)
+            for name in classes:
+                own[key], takes_any = offer(key, name)
+                open_groups |= {key} if takes_any else set()
         found.append(word)
-    return [_placed(word, open_groups, own_model) for word in found]
+    return [_placed(word, open_groups, own) for word in found]
 
 
-def _placed(word: str, open_groups: set[str], own_model: bool) -> str:
-    """The word with a key of the network, and one that a class takes as **kwargs, in its place."""
+def _placed(word: str, open_groups: set[str], own: Mapping[str, str]) -> str:
+    """The word with a key of network or data, and one that a class takes as **kwargs, in place."""
     group, dot, inside = word.partition("=")[0].partition(".")
-    if not dot or group not in PLACES or (group != "model" and group not in open_groups):
+    if not dot or group not in PLACES or (group not in HELD and group not in open_groups):
         return word
-    if group == "model" and inside in SIZES and not own_model:
+    if inside in HELD.get(group, ()) and group not in own:
         return word
     sign = "++" if group in open_groups else ""
-    return f"{sign}{PLACES[group]}{word.removeprefix(group)}"
+    return f"{sign}{own.get(group, PLACES[group])}{word.removeprefix(group)}"
 
 
 def all_keys(words: Sequence[str], folders: Sequence[Path] = ()) -> list[str]:
@@ -145,33 +153,34 @@ def refuse_unread(cfg: DictConfig, words: Sequence[str], known: Sequence[str]) -
         if key.split(".")[0] not in GROUPS and key not in known:
             raise BadInput(key, value, "no such key, and none can be added here")
     task = OmegaConf.to_yaml(cfg.task, resolve=False)
-    name = task_name({"task": OmegaConf.to_container(cfg.task, resolve=False)})
+    parts = inspect.signature(get_object(cfg.task._target_)).parameters
+    node: Any = OmegaConf.to_container(cfg.task, resolve=False)
+    name = task_name({"task": node if "data" in parts else {**node, "data": None}})
     for word in words:
         key, _, value = word.lstrip("+~").partition("=")
         part = key.split(".")[0]
-        if key == "model":
-            reads = "model" in inspect.signature(get_object(cfg.task._target_)).parameters
-        else:
-            reads = f"${{{part}" in task
+        reads = key in parts if key in HELD else f"${{{part}" in task
         if part in ("model", "augment", "data", "test_images", "validation") and not reads:
             what = key if part == "model" else part
             raise BadInput(key, value, f"task {name} reads no {what}; leave it out")
 
 
-def offer(group: str, name: str) -> bool:
-    """Puts ``module:Class`` among the files of a group; whether it takes any keyword. BadInput.
+def offer(group: str, name: str) -> tuple[str, bool]:
+    """Puts ``module:Class`` among the files of a group. Raises BadInput.
 
-    Its parameters are the keys, with their defaults where a config can hold them. One that means a
-    key of the config, as ``batch``, is filled in from there; for a network only where it has no
-    default, since a scale is about other networks.
+    Returns where its keys lie in the config, and whether it takes any keyword. Its parameters are
+    the keys, with their defaults where a config can hold them. One that means a key of the config,
+    as ``batch``, is filled in from there; for a network only where it has no default, since a scale
+    is about other networks.
     """
-    made, place = imported(group, name), PLACES[group]
+    made = imported(group, name)
+    inside = _place(group, made)
     params: dict[str, inspect.Parameter] = {}
     node: dict[str, Any] = {"_target_": name.replace(":", ".")}
     with contextlib.suppress(ValueError):  # a builtin says nothing of its parameters
         params = dict(inspect.signature(made).parameters)
     for key, parameter in params.items():
-        default, link = parameter.default, OWN_LINKS.get(f"{place}.{key}")
+        default, link = parameter.default, OWN_LINKS.get(f"{inside}.{key}")
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         if link and (default is parameter.empty or group != "model"):
@@ -184,8 +193,42 @@ def offer(group: str, name: str) -> bool:
         node |= {"local_steps": None, "local_lr": None}
     if group == "model" and not hasattr(made, "build"):
         node["_partial_"] = True  # see models.Network
-    ConfigStore.instance().store(name=name, node=node, group=group, package=place)
-    return any(p.kind == p.VAR_KEYWORD for p in params.values())
+    if inside == IMAGES:
+        node = _in_memory(node, called=not inspect.isclass(made))
+    if inside == TIMES:
+        node = _workers(node)
+    ConfigStore.instance().store(name=name, node=node, group=group, package=PLACES[group])
+    takes_any = any(p.kind == p.VAR_KEYWORD for p in params.values())
+    return inside, takes_any and inside != TIMES  # of which keys are typed in full
+
+
+def _place(group: str, made: Any) -> str:
+    """Where the keys of a class of one's own lie: in its group's part, or deeper."""
+    if group == "data" and not hasattr(made, "load"):
+        return IMAGES
+    if group == "schedule" and inspect.isclass(made) and issubclass(made, Law):
+        return TIMES
+    return PLACES[group]
+
+
+def _in_memory(make: Mapping[str, Any], called: bool) -> dict[str, Any]:
+    """The config of the data set that ``make`` gives the images of; ``called`` with its keys."""
+    node: dict[str, Any] = {"make": {**make, "_partial_": True} if called else make}
+    for key, link in LINKS.items():
+        if key.startswith("task.data.") and key != "task.data.root":
+            node[key.removeprefix("task.data.")] = f"${{{link}}}"
+    return {"_target_": "dcasgd_repro.data.memory.InMemory", **node}
+
+
+def _workers(law: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of ``Generated`` workers with all its keys, ``law`` that of their computing."""
+    node: dict[str, Any] = {"_target_": "dcasgd_repro.schedule.Generated"}
+    for key, parameter in inspect.signature(Generated).parameters.items():
+        link = LINKS.get(f"schedule.{key}")
+        node[key] = f"${{{link}}}" if link else parameter.default
+    none = {"_target_": "dcasgd_repro.schedule.Constant", "mean_s": 0.0}
+    mean_s = {"mean_s": 1.0} if law.get("mean_s") == "???" else {}  # as in conf/schedule
+    return node | {"compute": {**law, **mean_s}, "communication": none}
 
 
 def imported(group: str, name: str) -> Any:

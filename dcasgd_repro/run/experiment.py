@@ -58,7 +58,7 @@ from dcasgd_repro.run.read import (
     summary_of,
     threads_per_gradient,
 )
-from dcasgd_repro.schedule import PUSH, Recording, Schedule
+from dcasgd_repro.schedule import PUSH, Recording, Schedule, repeats
 from dcasgd_repro.schedule.live import Event, going_on, recorded
 from dcasgd_repro.simulate import Server, Step, norm, simulate
 
@@ -166,7 +166,7 @@ def check_state(rule: Rule, w: torch.Tensor) -> None:
 def check_sizes(plan: Plan, task: Any) -> None:
     """Refuses data of another size than the run's length says, which a data set tells when loaded.
 
-    Raises BadInput.
+    Tries the network on two of its images too. Raises BadInput.
     """
     images = getattr(task, "images", None)
     message = (("images", "size", "images"), ("batch", "batch_size", "images a batch"))
@@ -174,6 +174,7 @@ def check_sizes(plan: Plan, task: Any) -> None:
         ours, theirs = getattr(plan.length, key), getattr(images, name, None)
         if theirs is not None and theirs != ours:
             raise BadInput(key, ours, f"the data has {theirs:,} {what}; give {key}={theirs}")
+    _ = getattr(task, "draws", None)
 
 
 def ended(plan: Plan, path: Path, log: Schedule, say: Callable[[str], None]) -> bool:
@@ -519,6 +520,10 @@ def notes(plan: Plan, log: Schedule) -> Iterator[str]:
     if plan.rule.for_rounds and not log.in_rounds:
         name = plan.rule.name
         yield f"no barrier: {name} averages gradients as they come (schedule.barrier=true)"
+    if said := repeats(plan.schedule, log.pushes):
+        yield said
+    if getattr(plan.schedule, "virtual", None):
+        yield "every push has its own delay, whatever the workers do: they are virtual"
     if log.stopped and not plan.live:
         causes = ["the rule stops a worker"] if hasattr(plan.schedule, "rule") else []
         times = getattr(plan.schedule, "times", plan.schedule)

@@ -32,7 +32,7 @@ YOUNGER: tuple[str, ...] = (
     "task.data.validation",
     "rule.curvature",
 )
-YOUNGER += ("task.local_steps", "task.local_lr")
+YOUNGER += ("task.local_steps", "task.local_lr", "task.model.classes", "schedule.virtual")
 YOUNGER += ("task.split", "task.alpha", "task.classes_per_worker")
 # What null means for two of them, said aloud: it counts as null.
 UNSAID = {"reactive": False, "lr_by": "pushes"}
@@ -120,6 +120,7 @@ def plain(value: Any) -> Any:
 def task_name(config: Mapping[str, Any]) -> str:
     """cifar10, synthetic, imagefolder or quadratic: the class of its data, else of the task."""
     data = config["task"].get("data") or {}
+    data = data.get("make") or data  # one's own, see data/memory.py
     return str(data.get("_target_") or config["task"]["_target_"]).rsplit(".", 1)[-1].lower()
 
 

@@ -384,6 +384,9 @@ def _answered(
     typed: Mapping[str, Any] | None,
 ) -> Any:
     """The schedule, with reactive=true one whose workers the rule may stop."""
+    if not hasattr(schedule, "messages"):
+        remedy = "derive it from dcasgd_repro.Law for a law of times, or give it messages(pushes)"
+        raise BadInput("schedule", type(schedule).__name__, remedy)
     wanted = cfg.get("reactive")
     if wanted is None:
         return schedule
@@ -405,9 +408,12 @@ def _log(
     schedule: Any, steps: int, pushes: int, full: Callable[[str, BadInput], BadInput]
 ) -> Schedule:
     try:
-        log: Schedule = stepping(schedule, steps).messages(pushes)
+        log = stepping(schedule, steps).messages(pushes)
     except BadInput as error:
         raise full("schedule", error) from None
+    if not isinstance(log, Schedule):
+        named, kind = type(schedule).__name__, type(log).__name__
+        raise BadInput("schedule", f"{named}.messages", f"returns a {kind}; give a Schedule")
     return log
 
 

@@ -61,7 +61,9 @@ def in_plain_words(
 
 
 def as_typed(key: str) -> str:
-    """A key of the network under the shorter of its two names."""
+    """A key of the network, or of data of one's own, under the shorter of its two names."""
+    if key.startswith("task.data.make."):
+        return key.replace("task.data.make.", "data.")
     return key.removeprefix("task.") if key.startswith("task.model.") else key
 
 
@@ -84,6 +86,8 @@ def no_such(group: str, name: str, folders: Sequence[Path]) -> BadInput:
     inside = sorted(k for k in all_keys(()) if k.startswith(f"{group}.") and "_target_" not in k)
     keys = f"; a key inside it is set as {inside[0]}=VALUE" if inside else ""
     own = (
-        f"; a class of yours is chosen as my_{group}:MyClass" if group in ("rule", "model") else ""
+        f"; a class of yours is chosen as my_{group}:MyClass"
+        if group in ("rule", "model", "data")
+        else ""
     )
     return BadInput(group, name, f"no such {group}, choose {', '.join(there)}{keys}{own}")

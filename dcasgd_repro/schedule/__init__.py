@@ -2,11 +2,11 @@
 
 Open ``log.py`` for the log itself, ``workers.py`` for laws of times and the logs they make,
 ``disturbed.py`` for workers that fail, pause, join late or wait at the server, ``delays.py`` for
-the recorded delays of a real run, ``live.py`` for a log that a cluster makes, ``from_run.py`` for
-workers like those of a recorded run.
+delays, recorded or drawn, ``live.py`` for a log that a cluster makes, ``from_run.py`` for workers
+like those of a recorded run.
 """
 
-from dcasgd_repro.schedule.delays import FromDelays
+from dcasgd_repro.schedule.delays import DrawnDelays, FromDelays
 from dcasgd_repro.schedule.disturbed import (
     Disturbed,
     Drift,
@@ -27,6 +27,7 @@ from dcasgd_repro.schedule.log import (
     Message,
     Schedule,
     delay_table,
+    repeats,
 )
 from dcasgd_repro.schedule.workers import (
     Busy,
@@ -51,6 +52,7 @@ __all__ = [
     "Constant",
     "ConstantDelay",
     "Disturbed",
+    "DrawnDelays",
     "Drift",
     "Exponential",
     "Failures",
@@ -72,5 +74,6 @@ __all__ = [
     "Summed",
     "answered",
     "delay_table",
+    "repeats",
     "stepping",
 ]

@@ -222,7 +222,7 @@ class Disturbed(Generated):
         """
         rngs, law, share = self._streams(worker), self._travel(), self.request_share
         while True:
-            work, travel = self.compute.sample(rngs[0], BLOCK), law.sample(rngs[1], BLOCK)
+            work, travel = self.compute.drawn(rngs[0], BLOCK), law.drawn(rngs[1], BLOCK)
             parts = (work / speed, (1 - share) * travel, share * travel)
             yield from zip(*(part.tolist() for part in parts), strict=True)
 
@@ -259,7 +259,7 @@ class _Worker:
             rng = times.stream(FAILURES, worker)
             self._down = Episodes(rng, failures.up_s, failures.down_s)
         if (late := times.late) is not None and worker >= times.workers - late.workers:
-            self.first_s = float(late.at.sample(times.stream(LATE, worker), 1)[0])
+            self.first_s = float(late.at.drawn(times.stream(LATE, worker), 1)[0])
         if times.queue is not None:
             self._service = _times(times.queue, times.stream(SERVICE, worker))
 
@@ -375,7 +375,7 @@ def _lines(times: Busy, answer: Answer) -> Iterator[tuple[float, int, int]]:
 
 def _times(law: Law, rng: np.random.Generator) -> Iterator[float]:
     while True:
-        yield from law.sample(rng, BLOCK).tolist()
+        yield from law.drawn(rng, BLOCK).tolist()
 
 
 def _check_times(part: object, *keys: str) -> None:
@@ -386,3 +386,4 @@ def _check_times(part: object, *keys: str) -> None:
 def _check_law(key: str, law: object) -> None:
     if not isinstance(law, Law):
         raise BadInput(key, law, "a law of times: Constant, Exponential, Gamma, Lognormal")
+    law.check()

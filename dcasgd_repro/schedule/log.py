@@ -17,8 +17,9 @@ import zlib
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 import pandas as pd
@@ -257,7 +258,10 @@ def delay_table(schedule: Schedule) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class FromFile:
-    """A recorded or saved log, replayed up to the push asked for.
+    """A recorded or saved log, replayed up to the push asked for; if it is shorter, repeatedly.
+
+    At a seam each worker goes on where it was: one that was computing pushes next, in place of its
+    first pull. The clock goes on.
 
     workers: what the file must hold, None for whatever it does. barrier: the file must be in
     rounds (all M pull, then all M push). Raises BadInput where it is not so.
@@ -273,20 +277,51 @@ class FromFile:
         if self.workers is not None:
             check_whole("workers", self.workers, 1, MAX_WORKERS)
 
+    @cached_property
+    def _log(self) -> Schedule:
+        return Schedule.load(str(self.path))
+
+    @property
+    def held(self) -> int:
+        """The pushes in the file."""
+        return self._log.pushes
+
     def messages(self, pushes: int) -> Schedule:
-        """The log up to its ``pushes``-th push."""
+        """The log up to its ``pushes``-th push; a longer log begins with every shorter one."""
         check_whole("pushes", pushes, 1)
-        log = Schedule.load(str(self.path))
+        log = self._log
         if self.workers not in (None, log.workers):
             raise BadInput("workers", self.workers, f"{self.path} has workers={log.workers}")
-        if pushes > log.pushes:
-            remedy = f"{self.path} has {log.pushes}; ask for fewer, or record a longer log"
-            raise BadInput("pushes", pushes, remedy)
-        log = first(pushes, log)
+        if not self.held:
+            raise BadInput("path", self.path, "holds no push; record a longer log")
+        log = first(pushes, repeated(-(-pushes // self.held), log))
         if self.barrier and not log.in_rounds:
             remedy = f"{self.path} is not in rounds of {log.workers} pulls, then as many pushes"
             raise BadInput("barrier", self.barrier, remedy)
         return log
+
+
+def repeated(times: int, log: Schedule) -> Schedule:
+    """A log so many times over, see FromFile."""
+    if times == 1:
+        return log
+    _, begins = np.unique(log.worker, return_index=True)
+    _, ends = np.unique(log.worker[::-1], return_index=True)
+    computing = log.kind[::-1][ends] == PULL
+    again = np.delete(np.arange(len(log)), begins[computing])
+    which = np.concatenate([np.arange(len(log)), np.tile(again, times - 1)])
+    turn = np.concatenate([np.zeros(len(log)), np.repeat(np.arange(1, times), len(again))])
+    # A sum may be rounded back.
+    clock = np.maximum.accumulate(log.clock[which] + turn * log.duration_s)
+    return Schedule(clock, log.kind[which], log.worker[which], log.workers)
+
+
+def repeats(schedule: Any, pushes: int) -> str:
+    """Says that so many pushes repeat what a schedule's file holds; "" if they do not."""
+    held = getattr(schedule, "held", pushes)
+    if held >= pushes:
+        return ""
+    return f"{schedule.path} holds {held:,} pushes, which are repeated {pushes / held:.1f} times"
 
 
 def first(pushes: int, log: Schedule) -> Schedule:

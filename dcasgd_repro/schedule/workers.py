@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dcasgd_repro.errors import BadInput, check_choice, check_number, check_whole
+from dcasgd_repro.errors import BadInput, check_choice, check_number, check_whole, in_words
 from dcasgd_repro.schedule.log import MAX_WORKERS, PULL, PUSH, Schedule, first
 
 
@@ -31,6 +31,43 @@ class Law(ABC):
     @abstractmethod
     def sample(self, rng: np.random.Generator, n: int) -> NDArray[np.float64]:
         """The next n times of ``rng``, in seconds; two calls give what one longer call gives."""
+
+    def drawn(self, rng: np.random.Generator, n: int) -> NDArray[np.float64]:
+        """``sample``, held to what it must give: float64 [n], finite, not negative. BadInput."""
+        try:
+            times = self.sample(rng, n)
+        except BadInput:
+            raise
+        except Exception as error:  # whatever a law of theirs raises
+            raise self._refused(f"raises {in_words(error)}") from None
+        if not isinstance(times, np.ndarray):
+            raise self._refused(f"returns a {type(times).__name__}; give an array, float64 [{n}]")
+        if times.shape != (n,) or times.dtype != np.float64:
+            found = f"{times.dtype} {[*times.shape]}"
+            raise self._refused(f"returns {found} for n={n}; give float64 [{n}]")
+        if not (times >= 0).all() or not np.isfinite(times).all():
+            odd = times[~(np.isfinite(times) & (times >= 0))][0]
+            raise self._refused(f"returns the time {odd:g}; times are finite, and not negative")
+        return times
+
+    def check(self) -> None:
+        """Tries a law of one's own: two calls against one longer one, and its mean. BadInput.
+
+        The mean of 4,096 times may be a thousandth of ``mean_s``, or a thousand times as much: a
+        log is made in pieces of that size.
+        """
+        if type(self).__module__.startswith("dcasgd_repro."):  # held to it by tests
+            return
+        one, other = np.random.default_rng(0), np.random.default_rng(0)
+        whole = self.drawn(one, 4096)
+        parts = np.concatenate([self.drawn(other, 5), self.drawn(other, 4091)])
+        if not np.array_equal(whole, parts):
+            raise self._refused("must give in two calls what one longer call gives, of rng alone")
+        if not self.mean_s / 1000 <= (mean := float(whole.mean())) <= 1000 * self.mean_s:
+            raise self._refused(f"has the mean {mean:g}, and mean_s is {self.mean_s:g}")
+
+    def _refused(self, remedy: str) -> BadInput:
+        return BadInput("schedule", f"{type(self).__name__}.sample", remedy)
 
 
 @dataclass(frozen=True)
@@ -242,7 +279,9 @@ class Generated(Busy):
         check_whole("seed", self.seed, 0)
         for key, law in (("compute", self.compute), ("communication", self.communication)):
             if not isinstance(law, Law):
-                raise BadInput(key, law, "a law of times: Constant, Exponential, Gamma, Lognormal")
+                remedy = "a law of times: Constant, Exponential, Gamma, Lognormal"
+                raise BadInput(key, law, f"{remedy}; one of yours as schedule=my_law:MyLaw")
+            law.check()
         check_number("compute.mean_s", self.compute.mean_s, 1e-9, 1e9)
         check_number("ramp", self.ramp, 1e-6, 1e6)
         check_number("straggler", self.straggler, 1e-6, 1e6)
@@ -269,8 +308,8 @@ class Generated(Busy):
     def _cycles(
         self, worker: int, rngs: list[np.random.Generator], n: int
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        work = self.compute.sample(rngs[0], n) / self._speeds[worker]
-        travel = self._travel().sample(rngs[1], n)
+        work = self.compute.drawn(rngs[0], n) / self._speeds[worker]
+        travel = self._travel().drawn(rngs[1], n)
         return work + (1 - self.request_share) * travel, self.request_share * travel
 
 

@@ -43,6 +43,7 @@ from dcasgd_repro.run.read import (
     summary_of,
 )
 from dcasgd_repro.run.refusals import in_plain_words
+from dcasgd_repro.schedule import DrawnDelays
 from dcasgd_repro.study.grid import Cell, Study
 from dcasgd_repro.study.launchers import Handle, Launcher
 
@@ -147,7 +148,8 @@ def jobs_of(
     for word in extra:
         key, _, value = word.partition("=")
         numbers = key == "engine.precision" and value != FULL
-        if numbers or key.split(".")[0] not in (*MEANS, "data", "checkpoint"):
+        means = key == "data.root" or key.split(".")[0] in (*MEANS, "checkpoint")
+        if numbers or not means:
             remedy = (
                 "would make it another study: copy its folder under another name, change the grid"
             )
@@ -191,7 +193,8 @@ def config_at(cell: str, words: Sequence[str], folders: Sequence[Path]) -> DictC
 def refusal(job: Job) -> str | None:
     """Why ``train`` would refuse a job's run, if it would: its objects are made, and let go.
 
-    Of its schedule a recorded log is read whole; of one that is drawn only the beginning.
+    Of its schedule a recorded log is read whole, and delays that are drawn are drawn all; of
+    workers' times only the beginning.
     """
     try:
         cfg = composed(job.overrides, job.folders)
@@ -200,8 +203,8 @@ def refusal(job: Job) -> str | None:
         typed = {key: value for key, _, value in (word.partition("=") for word in job.overrides)}
         made = plan_of(cfg, typed.get("schedule"), typed)
         check_rule_is_held(made.rule)
-        recorded = hasattr(made.schedule, "path")
-        log_of(cfg, job.pushes if recorded else 1)
+        whole = hasattr(made.schedule, "path") or isinstance(made.schedule, DrawnDelays)
+        log_of(cfg, job.pushes if whole else 1)
     except BadInput as error:
         return f"cell {job.cell.name}: {error}"
     return None

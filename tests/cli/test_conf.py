@@ -281,6 +281,7 @@ def test_another_network_is_one_word(task: str) -> None:
     default = composed(f"task={task}").task.model
     assert OmegaConf.to_container(default, resolve=True) == {
         "_target_": "dcasgd_repro.models.ResNet", "depth": 8, "width": 4, "norm": "batch",
+        "classes": None,
     }  # fmt: skip
     assert composed(f"task={task}", "model.depth=20").task.model.depth == 20
     other = composed(f"task={task}", "model=resnet50").task.model

@@ -5,7 +5,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -13,12 +15,12 @@ from dcasgd_repro.cli import commands as cli
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.run.compose import composed, own_folders
 from dcasgd_repro.run.groups import CONF
-from dcasgd_repro.run.plan import plan_of
+from dcasgd_repro.run.plan import log_of, plan_of
 from dcasgd_repro.run.read import summary_of
 from dcasgd_repro.study import reproduce
 from dcasgd_repro.study.grid import study
 
-EXAMPLE, TASK = re.findall(
+EXAMPLE, DATA, LAW, TASK = re.findall(
     r"```python\n(.*?)```", (CONF / "README.md").read_text(), flags=re.DOTALL
 )
 NET = """\
@@ -40,6 +42,7 @@ class Leaf:
 """
 SMALL = "images=64 batch=8 test_images=8 workers=2 epochs=1 threads=1"
 SYNTHETIC = f"task=synthetic {SMALL} task.stats_images=8 task.train_images=8"
+OWN = (("my_rule", EXAMPLE), ("my_net", NET), ("my_task", TASK), ("my_data", DATA), ("my_law", LAW))
 
 
 @pytest.fixture
@@ -47,9 +50,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder to stand in, with a rule and a network; modules of their names are forgotten."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path, ""])
-    for name, text in (("my_rule", EXAMPLE), ("my_net", NET), ("my_task", TASK)):
-        monkeypatch.delitem(sys.modules, name, raising=False)
+    for name, text in OWN:
         (tmp_path / f"{name}.py").write_text(text)
+    for name in (*dict(OWN), "flat"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     return tmp_path
 
 
@@ -67,6 +71,181 @@ def test_a_task_of_ones_own_trains_with_every_engine_and_local_steps(here: Path)
     assert cli.verify(["0"]) == 0
     with pytest.raises(BadInput, match=r"^task.batch=3: set batch=3 instead"):
         plan_of(composed([*words.split(), "task.batch=3"]))
+
+
+def test_data_of_ones_own_trains_outside_the_package(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = "data=my_data:Blobs data.brighter=30 images=256 test_images=64 batch=16 workers=2"
+    words += " epochs=1 threads=1 lr.milestones=[] run_dir=A"
+    assert cli.dispatch("train", words.split()) == 0
+    assert "task      blobs, ResNet-8 width 4," in capsys.readouterr().out
+    made = config("A")
+    task: dict[str, Any] = made["task"]
+    assert task["data"]["make"] == {"_target_": "my_data.Blobs", "size": 320, "brighter": 30}
+    assert list(made["sources"]) == ["task_data_make"]
+    assert summary_of(Path("A"))["test_error_final"] < 0.4  # guessing: 0.67
+    (here / "my_data.py").write_text(DATA + "# edited")
+    del sys.modules["my_data"]
+    assert cli.dispatch("train", words.split()) == 2
+    said = r"holds a run with sources.task_data_make=\w{16} .now \w{16}.; name another"
+    assert re.search(said, capsys.readouterr().err)
+
+
+def test_a_cell_and_a_sweep_take_data_of_ones_own(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = "images=32 test_images=8 batch=8 workers=2 epochs=1 threads=1 model=my_net:tiny"
+    cells = {"mine": f"data=my_data:Blobs {small}", "theirs": f"data=synthetic {small}"}
+    (here / "both").mkdir()
+    (here / "both" / "grid.yaml").write_text(yaml.dump({"title": "Both", "cells": cells}))
+    mine, theirs = reproduce.jobs_of(study("both"), "smoke", 1)
+    assert reproduce.refusal(mine) is reproduce.refusal(theirs) is None
+    assert mine.path != theirs.path
+    with pytest.raises(BadInput, match=r"^data.size=9: would make it another study"):
+        reproduce.jobs_of(study("both"), "smoke", 1, ["data.size=9"])
+    words = f"-m {small} data=my_data:Blobs,synthetic"
+    assert cli.dispatch("train", words.split()) == 0
+    first, second = capsys.readouterr().out.rstrip().splitlines()[-2:]
+    assert "data=my_data:Blobs  finished" in first
+    assert "data=synthetic      finished" in second
+
+
+FLAT = """\
+import numpy as np
+import torch
+from torch import nn
+
+
+def points(size: int = 64, **rest: object):
+    x = torch.randn(size, 2, generator=torch.Generator().manual_seed(1))
+    y = (x[:, 0] > 0).long()
+    return (x, y), (x, y)
+
+
+class Leaf:
+    def __init__(self, workers: int, noise: float = 0.0) -> None: ...
+    def load(self, device, dtype): ...
+
+
+class Idle: ...
+
+
+def line() -> nn.Module:
+    return nn.Linear(2, 2)
+
+
+def thin() -> nn.Module:
+    return nn.Linear(2, 1)
+"""
+
+
+def test_floats_of_any_shape_reach_the_network_as_they_are(here: Path) -> None:
+    (here / "flat.py").write_text(FLAT)
+    words = "data=flat:points data.more=1 model=flat:line augment=false images=64 test_images=64"
+    words += " batch=8 workers=2 epochs=4 threads=1 lr.milestones=[] run_dir=A"
+    assert cli.dispatch("train", words.split()) == 0
+    assert config("A")["task"]["data"]["make"]["more"] == 1
+    assert summary_of(Path("A"))["test_error_final"] < 0.1
+    assert cli.verify(["A"]) == 0
+    leaf = composed(["scale=smoke", "data=flat:Leaf", "data.noise=2"]).task.data
+    assert leaf == {"_target_": "flat.Leaf", "workers": 8, "noise": 2}
+
+
+REFUSED = {
+    "data=flat:points model=flat:line": "augment=True: crops and flips are for uint8 [N, C, H, W], "
+    "and points gives float32; set augment=false",
+    "data=flat:points augment=false": "model=ResNet-8 width 4: does not take images [2, 2]: ",
+    "data=flat:points augment=false model=flat:thin": "model=thin: of 2 images it gives logits "
+    "[2, 1]; give [2, 2] or more",
+    "data=flat:Idle": "data=Idle: an object of it cannot be called; give it __call__(self)",
+    "data=flat:gone": "data=flat:gone: ",
+    "data=gone": "data=gone: no such data, choose cifar10, imagefolder, synthetic; a key",
+    "data=my_data:Blobs images=300": "images=300: Blobs gives 256 training and 64 test images; set "
+    "images=256 and test_images=64, or less",
+    "data=my_data:Blobs data.sise=3": "data.sise=3: no such key; did you mean data.size",
+    "data=my_data:Blobs data.root=x": "data.root=x: no such key; ",
+    "data=my_data:Blobs data.size=x": "data=Blobs: raises ",
+    "data=my_data:Blobs task=quadratic": "data=my_data:Blobs: task quadratic reads no data;",
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_data_that_do_not_fit_are_refused_in_one_line(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: str
+) -> None:
+    (here / "flat.py").write_text(FLAT)
+    given = [] if "quadratic" in words else ["images=64", "test_images=64"]
+    argv = ["dcasgd-repro", "train", *given, *words.split(), "run_dir=X", "batch=8"]
+    monkeypatch.setattr(sys, "argv", argv)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main()
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"dcasgd-repro: {REFUSED[words]}")
+    assert not Path("X").exists()
+
+
+def test_a_law_of_ones_own_trains_and_is_its_file(here: Path) -> None:
+    law = "schedule=my_law:Pareto schedule.compute.shape=3 schedule.straggler=2 workers=4"
+    cfg = composed(["scale=smoke", "task=quadratic", *law.split()])
+    assert cfg.schedule == {
+        "_target_": "dcasgd_repro.schedule.Generated", "workers": 4, "seed": 0,
+        "compute": {"_target_": "my_law.Pareto", "mean_s": 1.0, "shape": 3},
+        "communication": {"_target_": "dcasgd_repro.schedule.Constant", "mean_s": 0.0},
+        "speeds": None, "ramp": 1.0, "straggler": 2, "request_share": 0.0, "barrier": False,
+    }  # fmt: skip
+    log = log_of(cfg, 4000)
+    assert log.delays().mean() == pytest.approx(3, abs=0.05)
+    assert log.duration_s == pytest.approx(4000 / 3.5, rel=0.05)  # 3 workers of 1 s, one of 2 s
+    words = f"task=quadratic images=64 batch=4 {law} run_dir=A"
+    assert cli.dispatch("train", words.split()) == 0
+    assert list(config("A")["sources"]) == ["schedule_compute"]
+    assert cli.verify(["A"]) == 0
+    cells = {"mine": f"task=quadratic {law}", "theirs": "task=quadratic workers=4"}
+    (here / "both").mkdir()
+    (here / "both" / "grid.yaml").write_text(yaml.dump({"title": "Both", "cells": cells}))
+    jobs = reproduce.jobs_of(study("both"), "smoke", 1)
+    assert [reproduce.refusal(job) for job in jobs] == [None, None]
+
+
+LAWS = {
+    "-rng.exponential(1, n)": "returns the time -0.679932; times are finite, and not negative",
+    "rng.exponential(1, n) * np.nan": "returns the time nan; times are finite",
+    "rng.exponential(1, n) / 0": "returns the time inf; times are finite",
+    "rng.exponential(1, n).tolist()": "returns a list; give an array, float64 [4096]",
+    "rng.exponential(1, n + 1)": "returns float64 [4097] for n=4096; give float64 [4096]",
+    "rng.integers(1, 3, n)": "returns int64 [4096] for n=4096; give float64 [4096]",
+    "np.sort(rng.exponential(1, n))": "must give in two calls what one longer call gives, of rng",
+    "np.zeros(n)": "has the mean 0, and mean_s is 1",
+    "rng.exponental(1, n)": "raises AttributeError: 'numpy.random._generator.Generator' object",
+}
+
+
+@pytest.mark.parametrize("times", LAWS)
+def test_a_law_that_gives_no_times_is_refused_in_one_line(
+    here: Path, capsys: pytest.CaptureFixture[str], times: str
+) -> None:
+    text = LAW.replace("from dataclasses", "import numpy as np\nfrom dataclasses")
+    before, found, _ = text.partition("return ")
+    (here / "my_law.py").write_text(f"{before}{found}{times}\n")
+    with np.errstate(divide="ignore"):
+        words = ["task=quadratic", "schedule=my_law:Pareto", "run_dir=X"]
+        assert cli.dispatch("train", words) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"dcasgd-repro: schedule=Pareto.sample: {LAWS[times]}")
+    assert not Path("X").exists()
+
+
+def test_what_is_no_schedule_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "flat.py").write_text(
+        "class Idle: ...\n\nclass Listed:\n    def messages(self, pushes): return []\n"
+    )
+    for name, line in {
+        "Idle": "schedule=Idle: derive it from dcasgd_repro.Law for a law of times, or give",
+        "Listed": "schedule=Listed.messages: returns a list; give a Schedule",
+    }.items():
+        assert cli.dispatch("train", ["task=quadratic", f"schedule=flat:{name}", "run_dir=X"]) == 2
+        assert capsys.readouterr().err.startswith(f"dcasgd-repro: {line}")
 
 
 def config(folder: str) -> dict[str, dict[str, object]]:

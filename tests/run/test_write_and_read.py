@@ -288,6 +288,12 @@ def test_notes_tell_what_a_config_does_not_do(tmp_path: Path) -> None:
     assert said("backup=push", "schedule.request_share=0.5") == []
     assert said("backup=push_from_zero", "schedule.request_share=0.5") == []
     assert said("rule=asgd") == []
+    assert said("rule=asgd", "schedule=drawn_delays", "workers=8") == ["every"]
+    given = tmp_path / "d.txt"
+    given.write_text("0\n" * 10)
+    words = ("rule=asgd", "schedule=delays", f"schedule.path={given}", "workers=1")
+    assert said(*words) == [str(given)]  # holds 10 pushes, which are repeated 6.4 times
+    assert said(*words, "schedule.virtual=true") == [str(given), "every"]
 
 
 def test_every_link_of_the_config_is_known() -> None:

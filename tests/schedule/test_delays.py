@@ -10,7 +10,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dcasgd_repro.errors import BadInput
-from dcasgd_repro.schedule import PUSH, Exponential, FromDelays, Gamma, Generated, Schedule
+from dcasgd_repro.schedule import (
+    PUSH,
+    DrawnDelays,
+    Exponential,
+    FromDelays,
+    Gamma,
+    Generated,
+    Schedule,
+)
 
 calm = settings(
     max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -167,3 +175,71 @@ def test_what_is_accepted_is_replayed_and_tiled(
     assert log.delays().tolist() == counted(order(log))
     for t, delay in enumerate(delays[:pushes]):
         assert log.delays()[t] == min(t, delay)
+
+
+# --- delays of any kind, by virtual workers -------------------------------------------------------
+
+
+@calm
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=40), st.integers(7, 9))
+def test_virtual_workers_give_any_delays_exactly(
+    tmp_path: Path, delays: list[int], workers: int
+) -> None:
+    path = written(tmp_path / "d.txt", delays)
+    log = FromDelays(path, workers, virtual=True).messages(50)
+    assert log.delays().tolist() == np.minimum(np.resize(delays, 50), np.arange(50)).tolist()
+    assert (log.workers, log.stopped) == (workers, 0)
+    assert order(log) == [t % workers for t in range(50)]
+    log.save(tmp_path / "log.csv")
+    assert Schedule.load(tmp_path / "log.csv").sha256() == log.sha256()
+    longer = FromDelays(path, workers, virtual=True).messages(60)
+    assert longer.reads()[:50].tolist() == log.reads().tolist()
+
+
+def test_a_hand_worked_log_of_virtual_workers(tmp_path: Path) -> None:
+    # Delays 0, 1, 0, 2 of workers 0, 1, 2, 0: read at w_0, w_0, w_2, w_1. Worker 0 waits for w_1.
+    path = written(tmp_path / "d.txt", [0, 1, 0, 2])
+    assert [tuple(message)[1:] for message in FromDelays(path, 3, virtual=True).messages(4)] == [
+        ("pull", 0), ("pull", 1), ("push", 0), ("pull", 0), ("push", 1), ("pull", 2),
+        ("push", 2), ("push", 0),
+    ]  # fmt: skip
+    with pytest.raises(BadInput, match=r"^workers=2: the largest delay is 2, .* set workers=3, or"):
+        FromDelays(path, 2, virtual=True).messages(4)
+    few = FromDelays(path, 5, virtual=True).messages(2)
+    assert (few.pushes, len(few)) == (2, 7)  # all five pull
+
+
+@pytest.mark.parametrize(
+    ("law", "mean", "variance", "workers"),
+    [
+        ("uniform", 3.5, 63 / 12, 8),  # of 0 to 7: (8^2 - 1) / 12
+        ("poisson", 3.0, 3.0, 40),
+        ("geometric", 3.0, 12.0, 200),  # mean (1 + mean)
+    ],
+)
+def test_drawn_delays_have_their_laws_moments_and_are_the_logs(
+    law: str, mean: float, variance: float, workers: int
+) -> None:
+    schedule = DrawnDelays(workers, 1, law, mean)
+    drawn = schedule.drawn(40_000)
+    log = schedule.messages(40_000)
+    assert np.array_equal(log.delays(), np.minimum(drawn, np.arange(40_000)))
+    assert np.array_equal(log.delays()[workers:], drawn[workers:])
+    # Four standard errors: of a mean sqrt(v / n); of a variance, for a kurtosis of at most 10.
+    assert drawn.mean() == pytest.approx(mean, abs=4 * (variance / 40_000) ** 0.5)
+    assert drawn.var() == pytest.approx(variance, rel=4 * (9 / 40_000) ** 0.5)
+    assert np.corrcoef(drawn[1:], drawn[:-1])[0, 1] == pytest.approx(0, abs=0.02)
+    assert np.array_equal(schedule.drawn(500), drawn[:500])
+    assert not np.array_equal(DrawnDelays(workers, 2, law, mean).drawn(500), drawn[:500])
+
+
+def test_drawn_delays_refuse_what_they_cannot_give() -> None:
+    with pytest.raises(BadInput, match=r"^workers=7: the largest delay is 7, .* set workers=8"):
+        DrawnDelays(7, 0)
+    with pytest.raises(BadInput, match=r"^mean=0.3: a uniform delay has a multiple of 0.5"):
+        DrawnDelays(8, 0, mean=0.3)
+    with pytest.raises(BadInput, match=r"^law=normal: choose uniform, poisson or geometric"):
+        DrawnDelays(8, 0, law="normal")
+    with pytest.raises(BadInput, match=r"^workers=8: the largest delay is \d\d, .* set workers="):
+        DrawnDelays(8, 0, "geometric", 7).messages(1000)
+    assert DrawnDelays(1, 0, "uniform", 0).messages(20).delays().max() == 0

@@ -33,6 +33,7 @@ from dcasgd_repro.schedule import (
     Skewed,
     Summed,
     delay_table,
+    repeats,
 )
 from dcasgd_repro.schedule import log as log_module
 from dcasgd_repro.schedule import workers as times
@@ -539,8 +540,6 @@ def test_a_file_must_hold_what_is_asked(tmp_path: Path) -> None:
     for missing in (None, "", "???"):
         with pytest.raises(BadInput, match=r"schedule=file needs schedule.path=FILE"):
             FromFile(missing)
-    with pytest.raises(BadInput, match=r"pushes=31: .* has 30"):
-        FromFile(path).messages(31)
     with pytest.raises(BadInput, match=r"workers=4: .* has workers=3"):
         FromFile(path, workers=4).messages(30)
     with pytest.raises(BadInput, match=r"barrier=True: .* rounds of 3"):
@@ -548,6 +547,42 @@ def test_a_file_must_hold_what_is_asked(tmp_path: Path) -> None:
     rounds = Generated(3, 0, Gamma(1.0, 1.0), barrier=True).messages(30)
     rounds.save(path)
     assert same(FromFile(path, 3, barrier=True).messages(29), got_first(rounds, 29))
+    (tmp_path / "none.csv").write_text("clock_s,kind,worker\n0.0,pull,0\n")
+    with pytest.raises(BadInput, match=r"^path=.*none.csv: holds no push; record a longer log"):
+        FromFile(str(tmp_path / "none.csv")).messages(1)
+
+
+def test_a_shorter_file_is_repeated_each_worker_going_on_where_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text(
+        "clock_s,kind,worker\n1.0,pull,0\n1.0,pull,1\n2.0,push,1\n2.5,pull,1\n4.0,push,1\n"
+    )
+    # Worker 0 computes at the end and never pulls again; worker 1 has pushed, and pulls.
+    got = FromFile(str(path), 2).messages(5)
+    assert [tuple(message) for message in got] == [
+        (1.0, "pull", 0), (1.0, "pull", 1), (2.0, "push", 1), (2.5, "pull", 1), (4.0, "push", 1),
+        (4.0, "pull", 1), (5.0, "push", 1), (5.5, "pull", 1), (7.0, "push", 1),
+        (7.0, "pull", 1), (8.0, "push", 1),
+    ]  # fmt: skip
+    assert repeats(FromFile(str(path)), 5) == f"{path} holds 2 pushes, which are repeated 2.5 times"
+    assert repeats(FromFile(str(path)), 2) == repeats(Generated(2, 0, Constant(1.0)), 5) == ""
+    log = Generated(4, 0, Gamma(1.0, 0.5)).messages(300)
+    log.save(path)
+    whole = FromFile(str(path), 4).messages(1000)
+    assert same(got_first(whole, 300), log)
+    assert same(got_first(whole, 650), FromFile(str(path)).messages(650))
+    assert (whole.pushes, whole.stopped) == (1000, 0)
+    sender = whole.worker[whole.kind == 1]
+    assert sender.tolist() == np.resize(log.worker[log.kind == 1], 1000).tolist()
+    assert whole.delays().mean() == pytest.approx(3, abs=0.1)
+    whole.save(tmp_path / "whole.csv")
+    assert same(Schedule.load(tmp_path / "whole.csv"), whole)
+    rounds = Generated(3, 0, Gamma(1.0, 1.0), barrier=True)
+    rounds.messages(30).save(path)
+    assert FromFile(str(path), 3, barrier=True).messages(70).in_rounds
+    rounds.messages(29).save(path)
+    with pytest.raises(BadInput, match=r"barrier=True: .* rounds of 3"):
+        FromFile(str(path), 3, barrier=True).messages(30)
 
 
 # --- conf/schedule ---------------------------------------------------------------------------
@@ -567,7 +602,12 @@ def test_every_yaml_gives_a_log(tmp_path: Path, name: str, workers: int) -> None
     if name == "from_run":
         changes = {"run": str(tmp_path)}
         Generated(2, 0, Gamma(1.0, 0.2)).messages(200).save(tmp_path / "schedule.csv.gz")
-    if (name, workers) in {("constant_delay", 1), ("sequential", 8), ("late", 1)}:
+    if (name, workers) in {
+        ("constant_delay", 1),
+        ("sequential", 8),
+        ("late", 1),
+        ("drawn_delays", 1),
+    }:
         with pytest.raises(BadInput, match=f"workers={workers}: "):
             from_yaml(name, workers)
         return
