@@ -78,6 +78,7 @@ _HOME = {
         "Message",
         "Pauses",
         "Schedule",
+        "Skewed",
         "SlowDowns",
         "Summed",
     ),

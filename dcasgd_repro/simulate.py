@@ -1,8 +1,7 @@
 """The paper's Algorithms 1 and 2: what a worker does, what the server does, and their replay.
 
-A schedule says in which order the workers' messages reach the server; ``simulate`` replays it on
-one device. Vectors are never written in place, so ``w_bak(m) <- w_t`` is a reference: no copies,
-and nothing a later step does can reach a backup.
+A schedule says in which order the messages of workers reach the server; ``simulate`` replays it.
+Vectors are never written in place, so ``w_bak(m) <- w_t`` is a reference and needs no copy.
 """
 
 from __future__ import annotations
@@ -29,17 +28,21 @@ class Task(Protocol):
 
 
 class Step(NamedTuple):
-    """One push, as the server saw it. Tensors are scalars, left on the device."""
+    """One push, as the server saw it. Tensors are scalars, left on the device.
+    ``push``, ``update``: gradients received and updates of w, this one included. ``clock_s``: in
+    simulated seconds. ``delay``: updates of w between the worker's pull and this push. ``loss``: of
+    the mini-batch, at the vector the worker computed at. ``dc_ratio``: ||correction|| / ||g||, of
+    the correction as computed; ``gap_norm``: ||w_t - w_bak(m)||; both in float64."""
 
-    push: int  # gradients received, this one included
-    update: int  # t, how often w has moved, this push included
-    clock_s: float  # simulated seconds
+    push: int
+    update: int
+    clock_s: float
     worker: int
-    delay: int  # tau, server updates between the worker's pull and this push
+    delay: int
     lr: float
-    loss: Tensor  # of the mini-batch, at the vector the worker computed at
-    dc_ratio: Tensor  # ||correction|| / ||g||, of the correction as computed, norms in float64
-    gap_norm: Tensor  # ||w_t - w_bak(m)||, float64
+    loss: Tensor
+    dc_ratio: Tensor
+    gap_norm: Tensor
 
 
 class Server:
@@ -48,8 +51,7 @@ class Server:
     ``backup`` says when w_bak(m) is written, and what it is before:
     "pull" (default, the paper)   the vector sent to the worker
     "push"                        w after the worker's own push; until its first push, w_0
-    "push_from_zero"              as "push", but zero until its first push: the authors' released
-                                  code, where that push is compensated for a drift of all of w_t
+    "push_from_zero"              as "push", but zero until its first push: the released code
     The first two differ where other pushes arrive between a worker's push and its next pull.
     """
 
@@ -57,8 +59,7 @@ class Server:
         check_choice("backup", backup, ("pull", "push", "push_from_zero"))
         self.rule, self.w, self.backup, self.apply = rule, w, backup, apply
         self.state = rule.init(w, workers)
-        self.t = 0  # updates of w
-        self.pushes = 0  # gradients received
+        self.t = self.pushes = 0  # updates of w; gradients received
         self.w_bak = [torch.zeros_like(w) if backup == "push_from_zero" else w] * workers
         self.sent = [w] * workers  # what each worker computes at
         self.sent_at = [0] * workers  # the t at which it was sent
@@ -99,10 +100,10 @@ def worker(task: Task, server: Server, m: int) -> tuple[Tensor, Tensor]:
 def simulate(
     task: Task, server: Server, messages: Iterable[Message], lr: Callable[[int], float]
 ) -> Iterator[Step]:
-    """Replays a message log against a task (Algorithms 1 and 2); yields one Step per push.
+    """Replays a message log against a task (the paper's Algorithms 1 and 2); yields a Step a push.
 
-    ``messages``: a Schedule, or any Messages. ``lr``: pushes received so far -> the next rate.
-    The generator can be left at any Step: the server then holds the state after that push.
+    ``messages``: a Schedule, or any iterable of Message. ``lr``: a function of the pushes received
+    so far; returns the rate of the next push. Left at a Step, the server holds the state after it.
     """
     for clock, kind, m in messages:
         if kind == "pull":
@@ -121,8 +122,7 @@ def norm(x: Tensor) -> Tensor:
 
 
 def ratio(correction: Tensor | None, g: Tensor) -> Tensor:
-    """``||correction|| / ||g||``, zero exactly when the correction is. Adding it to g in float32
-    loses entries of it under about 6e-8 of g's; they count here."""
+    """``||correction|| / ||g||``; 0 exactly when the correction is 0 everywhere, or None."""
     if correction is None:
         return torch.zeros((), dtype=torch.float64, device=g.device)
     size = norm(correction)

@@ -24,8 +24,8 @@ INSIDE = {
     "cluster": [{"__init__", "protocol", "place"}, {"ray"}],
     "run": [
         {"__init__", "identity", "check", "sources", "faults", "device", "checkpoint", "taylor"},
-        {"read", "compose", "battery"},
-        {"plan", "write"},
+        {"read", "compose", "battery", "groups"},
+        {"plan", "write", "refusals"},
         {"probe", "fingerprint"},
         {"experiment", "replay"},
         {"verify"},
@@ -112,6 +112,11 @@ def test_the_config_stops_at_the_door(path: Path) -> None:
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     names |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
     assert not names & {"cfg", "DictConfig"}
+
+
+def test_the_page_names_the_door() -> None:
+    page = (PACKAGE / "README.md").read_text()
+    assert all(f"`{name}`" in page for name in {*DOOR} - {"cli"} | {"cli/"})
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 
 import dcasgd_repro
 from dcasgd_repro.run.read import summary_of
+from dcasgd_repro.study.figures import registered
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "dcasgd_repro/README.md"]
@@ -60,6 +61,13 @@ def test_links_lead_somewhere(page: str) -> None:
     here = (ROOT / page).parent
     for link in re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text()):
         assert (here / link).exists(), link
+
+
+def test_the_page_of_studies_lists_every_figure() -> None:
+    page = (ROOT / "experiments" / "README.md").read_text()
+    listed = page.partition("\n| `figure:` |")[2].partition("\n\n")[0]
+    names = re.findall(r"`(\w+)`", "".join(row.split("|")[1] for row in listed.splitlines()[2:]))
+    assert sorted(names) == list(registered())
 
 
 MODULES = [m.name for m in pkgutil.walk_packages(dcasgd_repro.__path__, "dcasgd_repro.")]

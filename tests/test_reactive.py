@@ -300,9 +300,12 @@ from dataclasses import dataclass
 
 import torch
 
+from dataclasses import dataclass
+
 from dcasgd_repro import Direction, Rule
 
 
+@dataclass(frozen=True)
 class Late(Rule):
     def init(self, w, workers):
         return 0
@@ -370,7 +373,7 @@ def test_a_rule_that_errs_late_is_refused_in_one_line(
             assert cli.dispatch(command, [*own, f"rule=own_stops:{name}", "run_dir=A"]) == 2
             [line] = capsys.readouterr().err.splitlines()
             assert line.startswith(f"dcasgd-repro: rule={message}")
-    assert "own_stops.py, line 22: raise KeyError(" in line
+    assert "own_stops.py, line 25: raise KeyError(" in line
     assert not Path("A").exists()
 
 

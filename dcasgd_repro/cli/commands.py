@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 from dcasgd_repro import __version__
 from dcasgd_repro.cli import help as texts
-from dcasgd_repro.cli.help import fail
+from dcasgd_repro.cli.help import fail, unread
 from dcasgd_repro.errors import BadInput, Failure
+from dcasgd_repro.run.groups import choices
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -42,9 +43,8 @@ def main() -> None:
         sys.exit(fail(str(error), 2))
     except Failure as error:
         sys.exit(fail(str(error), 4))
-    except BrokenPipeError:  # the reader of our output has left, as head does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+    except BrokenPipeError:
+        sys.exit(unread())
     except OSError as error:
         sys.exit(fail(f"{error.filename}: {error.strerror}", 4))
     except KeyboardInterrupt:
@@ -243,7 +243,7 @@ def tune(arguments: list[str]) -> int:
 
 def scales(folders: Sequence[Path]) -> list[str]:
     """The names of our scales, and of those in folders of one's own."""
-    return texts.choices("scale", folders)
+    return choices("scale", folders)
 
 
 def study_help(text: str, tuned: bool = False) -> int:
@@ -251,7 +251,7 @@ def study_help(text: str, tuned: bool = False) -> int:
     from dcasgd_repro.study.grid import names, study
 
     listed = [name for name in names() if not tuned or study(name).tune is not None]
-    print(text.format(studies=", ".join(listed), scale=", ".join(texts.choices("scale"))), end="")
+    print(text.format(studies=", ".join(listed), scale=", ".join(choices("scale"))), end="")
     return 0
 
 
@@ -325,10 +325,12 @@ def bench(arguments: list[str]) -> int:
 
 
 def completion(arguments: list[str]) -> int:
+    parser = Parser("dcasgd-repro completion", description=texts.COMPLETION_HELP)
+    parser.add_argument("shell", choices=("bash",), help="the one shell it is there for")
+    parser.parse_args(arguments)
+
     from dcasgd_repro.study.grid import names
 
-    if arguments != ["bash"]:
-        raise BadInput("completion", " ".join(arguments), "bash is the one shell it is there for")
     print(texts.completion(names()), end="")
     return 0
 

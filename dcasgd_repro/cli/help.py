@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-CONF = Path(__file__).parents[1] / "conf"
-if not CONF.exists():  # an editable install: conf/ stands beside the package
-    CONF = Path(__file__).parents[2] / "conf"
+from dcasgd_repro.run.groups import choices, groups
 
 COMMANDS = "train, schedule, check, reproduce, tune, report, diagnose, verify, new, data, bench"
 COMMANDS += " or completion"
@@ -21,13 +19,13 @@ usage: dcasgd-repro COMMAND [...]
   train      run one experiment, or a sweep of them
   schedule   draw a schedule of asynchronous workers: its delays, first rounds and log
   check      whether a rule, yours too, keeps what a rule promises
-  reproduce  run a table or figure of the paper, or what it still lacks
-  tune       choose a key of a study's cells, as the learning rate, by validation
+  reproduce  run what a study (a table, a figure) still lacks
+  tune       choose the value of a key, as the learning rate, for each cell of a study
   report     tables and figures from finished runs, beside the paper's
   diagnose   what happened in a run: a figure and a paragraph
-  verify     make the start of a committed run again and compare
+  verify     make the start of a kept run again and compare
   new        begin a rule or a study of your own: commented files in the current folder
-  data       fetch, verify or find CIFAR-10
+  data       fetch or verify CIFAR-10, or print its path
   bench      what a simulated worker costs on this device
   completion print what completes these words in bash: eval "$(dcasgd-repro completion bash)"
 
@@ -46,11 +44,13 @@ usage: dcasgd-repro train [+exp=NAME] [KEY=VALUE ...] [-m]
   data=         {data}
   rule=         {rule}
   schedule=     {schedule}
+  lr=           {lr}
+  engine=       {engine}
   scale=        {scale} (unset: paper with a CUDA device, else laptop;
                 imagenet for task imagenet, smoke for the others)
   KEY=VALUE     any key of the config: workers=4 rule.lam0=1 seed=3 epochs=2 device=cpu
                 run_dir=DIR augment=false lr.base=0.1 task.weight_decay=1e-4
-                rule=my_rule:MyRule, model=my_net:MyNet and data=my_data:Blobs are classes of
+                rule=my_rule:MyRule, model=my_net:MyNet, data=my_data:Blobs, task=my_task:Line are
                 yours, in my_rule.py and so on where you stand, with their own defaults
   -cd DIR       DIR/rule/*.yaml, DIR/exp/*.yaml and so on are there to choose as well
   -m            a sweep: seed=0,1,2 rule=asgd,dcasgd_a runs every combination
@@ -95,10 +95,11 @@ usage: dcasgd-repro check rule=NAME [rule.KEY=VALUE ...] [-m]
 
 Tries the rule on small quadratics with 4 workers, a line for each check: what was demanded, what
 was found, ok or fails. It must not write into what it is given, and must give the same answer to
-the same arguments; its state must survive a checkpoint after any push, to the bit; where it says
-elementwise, a part of a vector must have the whole's bits; it must stop workers by counts and
-delays alone; every kind of log must be replayed, and by every engine alike; zero gradients must
-leave w finite; the loss of a quadratic must fall. Takes about 3 s. Exits with 1 if a check fails.
+the same arguments; its state must survive a checkpoint after any push, to the bit, and hold no more
+vectors than keeps() says; where it says elementwise, a part of a vector must have the whole's bits;
+it must stop workers by counts and delays alone; every kind of log must be replayed, and by every
+engine alike; zero gradients must leave w finite; the loss of a quadratic must fall. Takes about
+3 s. Exits with 1 if a check fails.
 
 examples
   dcasgd-repro check rule=my_rule:MyRule rule.power=2
@@ -152,7 +153,7 @@ examples
   dcasgd-repro tune lr_cifar10 scale=laptop seeds=3
 """
 
-VERIFY_HELP = """Makes the first pushes of a committed run again: in float64, which must agree with
+VERIFY_HELP = """Makes the first pushes of a kept run again: in float64, which must agree with
 its fingerprint.json within 1e-9 on any machine, and in float32, which must equal the rows of its
 metrics.csv up to push 200, digit for digit, where processor, torch and threads are the run's own.
 Elsewhere it says what differs, and by how much. Exit code 1 where it is another run."""
@@ -164,23 +165,14 @@ BENCH_HELP = """Paired timings on this device: what simulating workers costs ove
 much memory backups take, how fast schedules, updates and engines are. About 25 minutes for
 all on two CPU cores; leave the machine alone meanwhile. `cluster`, the pushes per second of a
 server on Ray by workers that compute nothing, needs the extra ray and is not part of all."""
+COMPLETION_HELP = """Prints what completes commands, studies and choices in a shell. In ~/.bashrc:
+eval "$(dcasgd-repro completion bash)" """
 DIAGNOSE_HELP = """What happened in a run, from its text files, in a figure and a paragraph: delays,
-who computed and waited in the first rounds, how far the server had moved, how large gradients and
-corrections were, and, with a probe.csv, whether corrections pointed the right way."""
+who computed and waited in the first rounds, how far w_t lay from the backups, how large gradients
+and corrections were, and, with a probe.csv, whether corrections pointed the right way."""
 REPORT_HELP = """Tables and figures from finished runs. Without arguments, or with the name of a
 study, those of results/ beside the paper's; with run directories, or folders of them, one table of
 these runs, grouped over seeds."""
-
-
-def groups() -> list[str]:
-    """The groups of conf/."""
-    return sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name[0] != "_")
-
-
-def choices(group: str, also: Sequence[Path] = ()) -> list[str]:
-    """The names in a group of conf/, and in that of folders given with -cd."""
-    files = [file for place in (CONF, *also) for file in (place / group).glob("*.yaml")]
-    return sorted({file.stem for file in files})
 
 
 def text_of(text: str) -> str:
@@ -217,3 +209,9 @@ def fail(line: str, code: int) -> int:
     """Says what went wrong, in one line on stderr; gives the exit code back."""
     print(f"dcasgd-repro: {' '.join(line.split())}", file=sys.stderr)
     return code
+
+
+def unread() -> int:
+    """The reader of our output has left, as head does: drops the rest; gives the exit code."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141

@@ -14,9 +14,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dcasgd_repro.cli.help import choices, fail, groups
+from dcasgd_repro.cli.help import fail, unread
 from dcasgd_repro.errors import BadInput, Failure
 from dcasgd_repro.run.compose import (
+    CLASS,
     added,
     all_keys,
     composed,
@@ -24,6 +25,8 @@ from dcasgd_repro.run.compose import (
     own_folders,
     refuse_unread,
 )
+from dcasgd_repro.run.groups import choices
+from dcasgd_repro.run.refusals import in_plain_words
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -66,6 +69,8 @@ def with_hydra(job: Job, command: str, arguments: list[str]) -> int:
         if a.startswith("hydra.verbose=") and a != "hydra.verbose=false":
             remedy = "nothing here writes a log; --info all and --cfg job say what is composed"
             return fail(f"{a}: {remedy}", 2)
+        if CLASS.fullmatch(a) or a in choices("rule", folders):
+            return fail(f"{a}: write rule={a}", 2)
     argv = ["dcasgd-repro", command, *arguments]
     arguments = hydra_words(typed)
     outcomes, sweep = Outcomes(), bool({"-m", "--multirun"} & set(arguments))
@@ -90,7 +95,7 @@ def with_hydra(job: Job, command: str, arguments: list[str]) -> int:
         except Failure as error:
             outcomes.append(point, Done(fail(str(error), 4), f"failed: {error}"))
         except BrokenPipeError:
-            raise
+            sys.exit(unread())  # an exception has Hydra write a line
         except OSError as error:
             line = f"{error.filename}: {error.strerror}"
             outcomes.append(point, Done(fail(line, 4), f"failed: {line}"))
@@ -112,7 +117,7 @@ def with_hydra(job: Job, command: str, arguments: list[str]) -> int:
     except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
         if outcomes.read():  # not about the arguments: a fault of ours, to be seen whole
             raise
-        return fail(in_plain_words(error, arguments, folders), 2)
+        return fail(str(in_plain_words(error, arguments, folders)), 2)
     if sweep:
         print(f"\n{outcomes.table()}", flush=True)
     return max((done.code for _, done in outcomes.read()), default=0)
@@ -182,75 +187,6 @@ class Outcomes:
         }
         width = max(map(len, rows), default=0)
         return "\n".join(f"{point:{width}}  {done.words}" for point, done in rows.items())
-
-
-# Hydra's launchers that an extra of ours installs.
-LAUNCHERS = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slurm"}
-
-
-def in_plain_words(error: Exception, arguments: Sequence[str], folders: Sequence[Path] = ()) -> str:
-    """What Hydra refused, as key=value: remedy.
-
-    By the fields of its exceptions; by its prose only where there is no field.
-    """
-    import difflib
-    import re
-
-    from hydra.errors import MissingConfigException, OverrideParseException
-
-    text = " ".join(str(error).split())
-    given = {a.lstrip("+~").partition("=")[0]: a.partition("=")[2] for a in arguments}
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, name = str(error.missing_cfg_file).rpartition("/")
-        if group == "hydra/launcher" and name in LAUNCHERS:
-            return f"{group}={name}: needs pip install 'dcasgd-repro[{LAUNCHERS[name]}]'"
-        return no_such(group, name, folders)
-    if isinstance(error, OverrideParseException):
-        odd = error.override
-        for group in groups():  # an empty name, say
-            if odd.partition("=")[0] == group:
-                return no_such(group, odd.partition("=")[2], folders)
-        return f"{odd}: not understood; write KEY=VALUE, odd text in quotes"
-    if "override must be a string" in text or isinstance(error, TypeError):
-        for group in groups():
-            if group in given and given[group] not in choices(group, folders):
-                return no_such(group, given[group], folders)
-    if "nterpolation" in text:
-        for key, value in given.items():
-            if "${" in value:
-                return f"{key}={value}: this interpolation leads nowhere; give a value"
-    if taken := re.search(r"already at '([\w.]+)'", text):
-        return f"{taken.group(1)}={given.get(taken.group(1), '')}: this key exists; leave out the +"
-    if "exp" in given and "+exp" not in " ".join(arguments):
-        return f"exp={given['exp']}: an experiment is added: write +exp={given['exp']}"
-    if unknown := re.search(r"Could not (?:override|delete) '([\w.]+)'", text):
-        key = as_typed(unknown.group(1))
-        there = {as_typed(k) for k in all_keys(arguments, folders) if "_target_" not in k}
-        near = difflib.get_close_matches(key, sorted(there), n=3, cutoff=0.5)
-        meant = f"did you mean {' or '.join(near)}? " if near else ""
-        remedy = f"no such key; {meant}`dcasgd-repro train --cfg job` prints them all"
-        return f"{key}={given.get(unknown.group(1), '')}: {remedy}"
-    return text
-
-
-def as_typed(key: str) -> str:
-    """A key of the network, or of data of one's own, under the shorter of its two names."""
-    if key.startswith("task.data.make."):
-        return key.replace("task.data.make.", "data.")
-    return key.removeprefix("task.") if key.startswith("task.model.") else key
-
-
-def no_such(group: str, name: str, folders: Sequence[Path]) -> str:
-    """That a group has no such file, with those it has, and how a key inside it is set."""
-    inside = sorted(k for k in all_keys(()) if k.startswith(f"{group}.") and "_target_" not in k)
-    keys = f"; a key inside it is set as {inside[0]}=VALUE" if inside else ""
-    own = (
-        f"; a class of yours is chosen as my_{group}:MyClass"
-        if group in ("rule", "model", "data")
-        else ""
-    )
-    there = ", ".join(choices(group, folders))
-    return f"{group}={name}: no such {group}, choose {there}{keys}{own}"
 
 
 def default_scale(

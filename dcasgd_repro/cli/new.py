@@ -7,8 +7,8 @@ import keyword
 import re
 from pathlib import Path
 
-from dcasgd_repro.cli.help import choices
 from dcasgd_repro.errors import BadInput
+from dcasgd_repro.run.groups import choices
 from dcasgd_repro.study.grid import names
 
 RULE = '''\

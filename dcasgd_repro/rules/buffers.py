@@ -201,7 +201,7 @@ class Throttle(Rule):
     A round ends when every worker has sent one. Then all that compute are stopped, which needs a
     reactive schedule; elsewhere what they send counts for the next round. ``decay`` is c (default
     1, ours).
-    Source: no paper read; the formula at second hand (THROTTLE, 2026). Held to nothing.
+    Source: no paper read; the formula at second hand (THROTTLE, 2026).
     """
 
     name = "throttle"

@@ -18,27 +18,40 @@ from dcasgd_repro.errors import BadInput, check_whole
 
 
 class Arrival(NamedTuple):
-    """One gradient reaching the server. All tensors have one shape, [P]."""
+    """One gradient reaching the server. All tensors have one shape, [P].
 
-    grad: Tensor  # g_m, the gradient at the vector the worker computed at
-    w: Tensor  # w_t, the server's vector now
-    w_bak: Tensor  # w_bak(m), the server's backup for this worker
-    worker: int  # m, from 0
-    delay: int  # tau, in server updates since the worker's pull
-    lr: float  # eta, the learning rate of this push
+    ``grad``    g_m, the gradient at the vector the worker computed at
+    ``w``       w_t, the server's vector now
+    ``w_bak``   w_bak(m), the server's backup for this worker
+    ``worker``  m, from 0
+    ``delay``   tau, in server updates since the worker's pull
+    ``lr``      eta, the learning rate of this push
+    """
+
+    grad: Tensor
+    w: Tensor
+    w_bak: Tensor
+    worker: int
+    delay: int
+    lr: float
 
     @property
     def drift(self) -> Tensor:
-        """``w_t - w_bak(m)``: how far the server has moved since the backup."""
+        """``w_t - w_bak(m)``."""
         return self.w - self.w_bak
 
 
 class Direction(NamedTuple):
-    """What the server does with an arrival: ``w_{t+1} = w_t - eta * step``."""
+    """What the server does with an arrival: ``w_{t+1} = w_t - eta * step``.
 
-    step: Tensor | None  # None: the gradient is kept or ignored, and w does not move
-    state: Any  # the rule's next state
-    correction: Tensor | None = None  # what compensation added to g; None: nothing was added
+    ``step``        [P]; None: the gradient is kept or ignored, and w does not move
+    ``state``       the rule's next state
+    ``correction``  [P], what compensation added to g; None: nothing. ``dc_ratio`` reads it alone
+    """
+
+    step: Tensor | None
+    state: Any
+    correction: Tensor | None = None
 
 
 class Rule(ABC):
@@ -46,6 +59,7 @@ class Rule(ABC):
 
     One of your own is a frozen dataclass with two methods:
 
+    >>> import torch
     >>> from dataclasses import dataclass
     >>> from dcasgd_repro import Arrival, Direction, Rule
     >>> @dataclass(frozen=True)
@@ -61,15 +75,21 @@ class Rule(ABC):
     >>> Slower().direction(late, None).step
     tensor([0.5000, 0.5000])
 
-    In ``my_rule.py`` it is ``rule=my_rule:Slower rule.power=2`` on the command line. Vectors are
-    never written in place. A state is what a checkpoint can hold: tensors, numbers, text, None, and
-    tuples, lists and dicts of these; named tuples too, if not in a list or dict.
+    In ``my_rule.py`` it is ``rule=my_rule:Slower rule.power=2`` on the command line. Write into
+    none of the tensors you are given. A state is what a checkpoint can hold: tensors, numbers,
+    text, None, and tuples, lists and dicts of these; named tuples too, but not inside a list or
+    dict. A class may say beside:
+
+    ``name``         what tables and the command line call it; by default the class's name
+    ``label``        what legends and tables of results call it; by default ``name``
+    ``for_rounds``   True: made for a barrier schedule; without one it is another method
+    ``elementwise``  False: an entry of the step depends on other entries, as where a norm is taken
     """
 
-    name: ClassVar[str]  # as tables and the command line call it; the class's name unless given
-    label: ClassVar[str] = ""  # in legends and tables of results; without one, the name
-    for_rounds: ClassVar[bool] = False  # made for a barrier schedule; another thing without one
-    elementwise: ClassVar[bool] = True  # False: an entry of the step depends on other entries
+    name: ClassVar[str]
+    label: ClassVar[str] = ""
+    for_rounds: ClassVar[bool] = False
+    elementwise: ClassVar[bool] = True
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -94,9 +114,9 @@ class Rule(ABC):
     def stops(self, state: Any, delays: Sequence[int]) -> Sequence[int]:
         """The workers to stop after an arrival: they give up their gradients, and pull w anew.
 
-        ``delays``: of each worker, updates since its pull. Only a reactive schedule asks, of a rule
-        that has met zeros for gradients: counts and delays decide, and a run ends where gradients
-        do. Those that do not compute at that moment are left alone.
+        ``delays``: of each worker, updates since its pull. Asked only with reactive=true, before
+        the run, with all gradients zero: decide by counts and delays alone. A run ends where its
+        gradients decide otherwise. Workers that do not compute at that moment are left alone.
         """
         return ()
 

@@ -21,7 +21,7 @@ from dcasgd_repro.reactive import Followed, Reactive, may_stop
 from dcasgd_repro.rules import Arrival, Direction, Rule
 from dcasgd_repro.rules.rule import size_of
 from dcasgd_repro.run import checkpoint
-from dcasgd_repro.run.check import check_contract
+from dcasgd_repro.run.check import check_contract, tensors
 from dcasgd_repro.schedule import Constant, Gamma, Generated, Message
 from dcasgd_repro.simulate import Server, Step, simulate
 from dcasgd_repro.tasks import Quadratic, QuadraticTask
@@ -279,6 +279,20 @@ def resumed(rule: Rule, stops: Sequence[int] = ()) -> Finding:
     return Finding(not apart, f"{apart} of {len(stops or pushes)} resumed runs differ")
 
 
+def kept(rule: Rule) -> Finding:
+    """The most vectors of w's shape that the state has at once, each counted once."""
+    once, each = rule.keeps()
+    most = 0
+    for log in LOGS.values():
+        task = task_for(rule)
+        server = Server(rule, task.initial(0), WORKERS)
+        for _ in simulate(task, server, log(), lambda pushes: rate_of(rule)):
+            found = {x.data_ptr() for x in tensors(server.state) if x.shape == server.w.shape}
+            most = max(most, len(found))
+    said = f"keeps() says {once} and {each} a worker"
+    return Finding(most <= once + each * WORKERS, f"{most}; {said}")
+
+
 def split(rule: Rule) -> Finding:
     """The steps and sent vectors of a vector's two parts, alone and stacked, against the whole's.
 
@@ -368,6 +382,7 @@ CHECKS: dict[str, tuple[str, Callable[[Rule], Finding]]] = {
     "answers": ("the same to the same", answers),
     "zero gradients": ("w stays finite", no_gradient),
     "checkpoint": ("stopped after every push, the same bits", resumed),
+    "keeps": ("no more vectors in the state than it says", kept),
     "element-wise": ("a part of a vector has the whole's bits", split),
     "stops": ("those stopped where gradients are 0; nothing given is written", stopping),
     **{log: ("a log of this kind is replayed", partial(one_log, log)) for log in LOGS},

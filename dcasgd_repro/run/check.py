@@ -25,9 +25,13 @@ MEASURED = ("test_error", "test_loss", "train_error")  # of an evaluation
 
 
 def check_is_rule(rule: Any) -> None:
-    """Refuses an object of another class: BadInput."""
+    """Refuses an object of another class, and a rule that is no frozen dataclass: BadInput."""
     if not isinstance(rule, Rule):
         remedy = "is no rule; derive its class from dcasgd_repro.rules.Rule"
+        raise BadInput("rule", type(rule).__name__, remedy)
+    made = getattr(type(rule), "__dataclass_params__", None)
+    if made is None or not made.frozen:  # its fields tell runs apart, and no checkpoint holds them
+        remedy = "is no frozen dataclass; write @dataclass(frozen=True) above its class"
         raise BadInput("rule", type(rule).__name__, remedy)
 
 

@@ -32,6 +32,7 @@ PLACES |= {"model": "task.model", "data": "task.data"}
 GROUPS = (*PLACES, "scale", "exp")
 IMAGES, TIMES = "task.data.make", "schedule.compute"  # the places of what gives images, and times
 CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+IN_FILE = re.compile(r"([\w./-]+)\.py:(\w+)")  # what a class is not written as
 # What the keys ``model`` and ``data`` themselves hold, see conf/config.yaml, for parts of ours.
 HELD = {"model": ("depth", "width", "norm"), "data": ("root",)}
 
@@ -98,6 +99,11 @@ def hydra_words(words: Sequence[str]) -> list[str]:
         group, _, inside = key.partition(".")
         if key in GROUPS and value.startswith("["):
             raise BadInput(key, value, "choose one; a file of your own can build on several")
+        if key in PLACES and (file := IN_FILE.fullmatch(value)):
+            folder, _, module = file[1].rpartition("/")
+            there = f", and stand in {folder}" if folder else ""
+            remedy = f"give the module, not its file: {key}={module}:{file[2]}{there}"
+            raise BadInput(key, value, remedy)
         own_target = group in ("rule", *HELD) and inside == "_target_"
         if own_target and re.fullmatch(r"[\w.,]+", value):
             names = [":".join(name.rpartition(".")[::2]) for name in value.split(",")]

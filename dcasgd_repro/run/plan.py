@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -246,7 +246,7 @@ class Plan:
                 raise BadInput(key, theirs, f"the plan has {ours}; make both the same")
 
     def lr(self, server: Any) -> Callable[[int], float]:
-        """Pushes received by ``server`` so far -> the next rate, as ``simulate`` takes it."""
+        """A function of the pushes received so far, which returns the rate of the next push."""
 
         def rate(pushes: int) -> float:
             passed = server.t if self.lr_by == "updates" else pushes
@@ -591,6 +591,11 @@ def build(cfg: DictConfig, group: str) -> Any:
             key = f"{where}.{extra.group(1)}"
             target = OmegaConf.select(cfg, where)._target_.rsplit(".", 1)[-1]
             raise BadInput(key, OmegaConf.select(cfg, key), f"{target} has no such key") from None
+        if isinstance(cause, TypeError) and "abstract class" in str(cause):
+            target = OmegaConf.select(cfg, where)._target_
+            lacks = " and ".join(sorted(get_object(target).__abstractmethods__))
+            name = ":".join(target.rpartition(".")[::2])
+            raise BadInput(where, name, f"the class lacks {lacks}; write it") from None
         said = in_words(cause) if isinstance(cause, Exception) else str(error)
         raise BadInput(where, OmegaConf.select(cfg, where), said) from None
 

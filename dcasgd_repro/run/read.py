@@ -83,6 +83,12 @@ def summary_of(path: Path) -> dict[str, Any]:
     return {}
 
 
+def check_there(key: str, path: Path) -> None:
+    """Refuses a run's directory that is not there: BadInput, about ``key``."""
+    if not path.exists():
+        raise BadInput(key, path, "there is no such folder; give a run's, as outputs/cifar_dc/...")
+
+
 def begun(path: Path) -> bool:
     """Whether a run was begun there: its config is what it writes first."""
     return (path / "config.yaml").exists()
@@ -117,6 +123,7 @@ def pushes_of(path: Path) -> int:
 
 def config_of(path: Path, key: str = "run") -> dict[str, Any]:
     """What the run's config says, in plain containers. Raises BadInput, about ``key``."""
+    check_there(key, path)
     try:
         content = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"), resolve=True)
         if not isinstance(content, dict):
@@ -248,6 +255,7 @@ class Run:
     @classmethod
     def read(cls, path: Path) -> Run:
         """Raises BadInput where there is no summary of ours."""
+        check_there("run", path)
         try:
             summary = json.loads((path / "summary.json").read_text())
         except (OSError, ValueError, RecursionError) as error:

@@ -233,7 +233,7 @@ def _sizes(run: Run) -> list[str]:
     if not (len(gap) and len(g) and len(w)):
         return []
     part = float((gap / w.where(w > 0)).median())
-    text = f"Since a worker's pull the server had moved by {gap.median():.3g}, {_part_of(part)} "
+    text = f"At a push w_t lay {gap.median():.3g} from the worker's backup, {_part_of(part)} "
     text += f"‖w‖ (medians). ‖g‖ went from {g.iloc[0]:.3g} to {g.iloc[-1]:.3g}, "
     return [f"{text}‖w‖ from {w.iloc[0]:.3g} to {w.iloc[-1]:.3g}."]
 

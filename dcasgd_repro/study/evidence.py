@@ -36,6 +36,7 @@ from dcasgd_repro.study.verdicts import (
 )
 
 ELSEWHERE = "at the paper's scale only"
+ANYWHERE = {HOLDS: "holds", FAILS: "does not hold"}
 OF_WORKERS = ("workers", "schedule.workers", "task.data.workers", "lr.workers")  # M, in a config
 
 
@@ -69,6 +70,14 @@ class Evidence:
     def of_the_paper(self) -> bool:
         """Whether this scale speaks about the paper."""
         return self.scale == self.study.paper_scale
+
+    def word(self, verdict: str) -> str:
+        """A verdict as it is printed: in the study's words, or in those of ``ANYWHERE``.
+
+        Nothing is reproduced by a study that has nothing of a paper, nor at another scale than its.
+        """
+        of_a_paper = self.of_the_paper and self.study.of_a_paper
+        return {**({} if of_a_paper else ANYWHERE), **self.study.words}.get(verdict, verdict)
 
     @property
     def folder(self) -> Path:
@@ -406,7 +415,7 @@ class Evidence:
                 "cells_with_diverged_runs": len(f.diverged),
                 "p": f.p,
                 "p_holm": f.adjusted,
-                "verdict": self.study.words.get(f.verdict, f.verdict),
+                "verdict": self.word(f.verdict),
             }
             | (_changed(f) if compared else {})
             for f in self.found
@@ -415,7 +424,7 @@ class Evidence:
 
     def counts(self) -> str:
         """How many claims got which verdict."""
-        return counted([self.study.words.get(f.verdict, f.verdict) for f in self.found])
+        return counted([self.word(f.verdict) for f in self.found])
 
 
 def counted(verdicts: Sequence[str]) -> str:

@@ -48,7 +48,7 @@ KEYS = {
     "paper_scale": "the scale that speaks about the paper; paper unless told",
     "least_dc_ratio": "a claim whose correction is smaller than this is not reproduced",
     "size_counts": "whether half of the paper's difference counts, as in Table 1; true unless told",
-    "words": "what to print in place of a verdict",
+    "words": "verdict: what to print in its place",
     "least_n": "seeds that a verdict needs; 3 unless told",
 }
 
@@ -223,6 +223,12 @@ class Study:
         return _table(self.folder / "paper.csv", ["cell"]).set_index("cell")
 
     @property
+    def of_a_paper(self) -> bool:
+        """Whether it compares with a paper: in a table, a curve or a claim."""
+        claimed = any(claim.paper is not None for claim in self.claims)
+        return claimed or len(self.paper) > 0 or len(self.curves) > 0
+
+    @property
     def tuned(self) -> dict[str, Any]:
         """What its tuned.yaml says, by scale; empty without one. Raises BadInput."""
         path = self.folder / "tuned.yaml"
@@ -334,7 +340,7 @@ def _read(folder: Path, content: Any) -> Study:
     if ("cells" in content) == ("runs_of" in content):
         raise BadInput("study", grid, "give cells, or runs_of: another study")
     axes = content.get("for") or {}
-    if not all(isinstance(values, list) for values in axes.values()):
+    if not isinstance(axes, dict) or not all(isinstance(axis, list) for axis in axes.values()):
         raise ValueError("for: give each axis a list of values")
     for key, choices in (("figure", registered()), ("measure", MEASURES)):
         if key in content and content[key] not in choices:
@@ -348,7 +354,11 @@ def _read(folder: Path, content: Any) -> Study:
         with_runs = {key: getattr(whole, key) for key in ("tuned_by", "first_seed", "extra_seeds")}
         content = {key: value for key, value in with_runs.items() if value} | content
     else:
+        if not isinstance(content["cells"], dict):
+            remedy = "cells: write each as NAME: WORDS, what one types after `dcasgd-repro train`"
+            raise BadInput("study", grid, remedy)
         for key, text in content["cells"].items():
+            _declared(f"cell {key}", f"{key} {text}", {*axes, "tuned"}, grid)
             if lost := sorted(_axes_in(text, axes) - _axes_in(key, axes)):
                 remedy = f"cell {key} runs with {{{lost[0]}}}; put it into its name too"
                 raise BadInput("study", grid, remedy)
@@ -361,6 +371,8 @@ def _read(folder: Path, content: Any) -> Study:
             for point in _points(axes, key)
         )
         runs_of = folder.name
+    for line in content.get("claims") or []:
+        _declared(f"claim {line}", " ".join(map(str, line.values())), axes, grid)
     claims = tuple(
         _claim(line, point)
         for line in content.get("claims") or []
@@ -431,13 +443,15 @@ def _read(folder: Path, content: Any) -> Study:
 def _tune(content: Mapping[str, Any], cells: Sequence[Cell]) -> Tune | None:
     if "tune" not in content:
         if content.get("figure") == "lr":
-            raise BadInput("figure", "lr", "draws a grid to tune, and this study has no tune")
+            remedy = "draws a grid to tune, and this study has no tune; choose another, as table"
+            raise BadInput("figure", "lr", remedy)
         return None
     given, names = content["tune"], {cell.name for cell in cells}
     wanted = {"key", "values", "factor", "validation"}
     if not isinstance(given, dict) or given.keys() != wanted:
         odd = sorted(given.keys() ^ wanted) if isinstance(given, dict) else given
-        raise BadInput("tune", odd, f"its keys are {', '.join(sorted(wanted))}, all needed")
+        remedy = f"its keys are {', '.join(sorted(wanted))}, all needed: it chooses by images"
+        raise BadInput("tune", odd, f"{remedy} kept out of training, and needs a task with images")
     if odd := sorted(
         {"runs_of", "tuned_by", "first_seed", "extra_seeds", "claims"} & content.keys()
     ):
@@ -538,10 +552,22 @@ def _points(axes: Mapping[str, Sequence[Any]], text: Any) -> Iterator[dict[str, 
 def _axes_in(text: Any, axes: Mapping[str, Any]) -> set[str]:
     """The axes that a text names, as {M}; of several, those that any of them names."""
     if isinstance(text, str):
-        fields = {name for _, name, _, _ in string.Formatter().parse(text) if name}
-        return fields & axes.keys()
+        return _fields_in(text) & axes.keys()
     parts = text if isinstance(text, Iterable) else ()
     return {axis for part in parts for axis in _axes_in(part, axes)}
+
+
+def _declared(what: str, text: str, axes: Iterable[str], grid: Path) -> None:
+    """Refuses a text with an axis in it that is none of ``axes``."""
+    if odd := sorted(_fields_in(text) - {*axes}):
+        remedy = f"{what} has {{{odd[0]}}}, which is no axis; give its values, as for: "
+        raise BadInput("study", grid, f"{remedy}{{{odd[0]}: [1, 2]}}")
+
+
+def _fields_in(text: str) -> set[str]:
+    """What a text has in braces, without [CELL] and formats."""
+    names = (name for _, name, _, _ in string.Formatter().parse(text) if name)
+    return {name.partition("[")[0] for name in names}
 
 
 def _table(path: Path, columns: list[str]) -> pd.DataFrame:

@@ -153,6 +153,9 @@ def about_cells(evidence: Evidence) -> str:
 def about_scale(evidence: Evidence) -> str:
     """What the scale is; a study that chooses its learning rates has not the paper's."""
     text = SCALES.get(evidence.scale, f"`scale={evidence.scale}`.")
+    tasks = {run.summary["task"] for run in evidence.all_runs} - {None}
+    if evidence.scale == "smoke" and tasks and not tasks & {"cifar10", "imagefolder"}:
+        text = f"`scale=smoke`, which is the scale of task {escaped(', '.join(sorted(tasks)))}."
     if evidence.study.stop_epoch is not None:
         text += f" Of these runs the first {evidence.study.stop_epoch:g} epochs."
     if evidence.study.tune is not None or evidence.study.tuned_by is not None:
@@ -289,7 +292,7 @@ def markdown_claims(evidence: Evidence) -> str:
             line.append(change if f.claim.than else "")
         if families != {"exploratory"}:
             line.append(f"{f.claim.family}{holm_p(f)}")
-        word = evidence.study.words.get(f.verdict, f.verdict)
+        word = evidence.word(f.verdict)
         line.append(f"{word}; diverged: {'; '.join(f.diverged)}" if f.diverged else word)
         lines.append("| " + " | ".join(line) + " |")
     return "\n".join(lines)
@@ -306,7 +309,7 @@ def probed_claims(evidence: Evidence) -> str:
     """The claims about probe.csv and their verdicts."""
     lines = ["| claim | median of blocks [95 %] | blocks | verdict here |", "|---|---:|---:|---|"]
     for f in evidence.found:
-        word = evidence.study.words.get(f.verdict, f.verdict)
+        word = evidence.word(f.verdict)
         lines.append(f"| {f.claim} | {f.difference} | {f.difference.n} | {word} |")
     return "\n".join(lines)
 
@@ -395,7 +398,8 @@ def overview(results: Path) -> str:
         "# Results",
         f"{GENERATED}. A study is a folder of `experiments/`; its claim.md "
         "says what the paper says, what we call reproduced, and what of it was written when. "
-        "Only the paper's own scale (`paper`, `imagenet`) speaks about the paper.",
+        "Only the paper's own scale (`paper`, `imagenet`) speaks about the paper: at any other a "
+        "claim holds or does not, and nothing is reproduced.",
         overview_table(results),
     ]
     if (results / "bench").exists():

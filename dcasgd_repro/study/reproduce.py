@@ -22,9 +22,10 @@ from typing import Any, Protocol
 
 import pandas as pd
 import yaml
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException
 from hydra.utils import get_class
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.run.compose import added, all_keys, composed, hydra_words, refuse_unread
@@ -41,6 +42,7 @@ from dcasgd_repro.run.read import (
     pushes_of,
     summary_of,
 )
+from dcasgd_repro.run.refusals import in_plain_words
 from dcasgd_repro.schedule import DrawnDelays
 from dcasgd_repro.study.grid import Cell, Study
 from dcasgd_repro.study.launchers import Handle, Launcher
@@ -173,18 +175,19 @@ def _composed(
     cell: Cell, scale: str, extra: Sequence[str], folders: Sequence[Path]
 ) -> tuple[tuple[str, ...], DictConfig, int]:
     words = (f"scale={scale}", *cell.overrides, *extra)
-    try:
-        cfg = composed(words, folders)
-    except BadInput as error:
-        raise BadInput(f"cell {cell.name}: {error.key}", error.value, error.remedy) from None
-    except MissingConfigException as error:
-        group = str(error.missing_cfg_file).rpartition("/")[0]
-        remedy = f"no such {group}, choose {', '.join(error.options or ())}"
-        raise BadInput(f"cell {cell.name}", error.missing_cfg_file, remedy) from None
-    except HydraException as error:
-        message = " ".join(str(error).split())
-        raise BadInput(f"cell {cell.name}", " ".join(words), f"not understood: {message}") from None
+    cfg = config_at(cell.name, words, folders)
     return words, cfg, length_of(cfg).stop(cfg.stop_epoch)
+
+
+def config_at(cell: str, words: Sequence[str], folders: Sequence[Path]) -> DictConfig:
+    """The config that a cell's words describe. Raises BadInput, which names the cell."""
+    try:
+        return composed(words, folders)
+    except BadInput as error:
+        refused = error
+    except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
+        refused = in_plain_words(error, words, folders)
+    raise BadInput(f"cell {cell}: {refused.key}", refused.value, refused.remedy)
 
 
 def refusal(job: Job) -> str | None:

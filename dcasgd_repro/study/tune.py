@@ -16,14 +16,13 @@ import numpy as np
 import yaml
 
 from dcasgd_repro.errors import BadInput
-from dcasgd_repro.run.compose import composed
-from dcasgd_repro.run.identity import flat
+from dcasgd_repro.run.identity import flat, task_name
 from dcasgd_repro.run.plan import build, plain_config
 from dcasgd_repro.run.read import Run, provenance_of
 from dcasgd_repro.study.evidence import Evidence
 from dcasgd_repro.study.grid import Study
 from dcasgd_repro.study.measures import MEASURES, chance
-from dcasgd_repro.study.reproduce import Job, jobs_of
+from dcasgd_repro.study.reproduce import Job, config_at, jobs_of
 
 ROUNDS = 8  # the grid, and so many less one extensions of it at most
 
@@ -156,10 +155,14 @@ def check(chosen: Study, scale: str, folders: Sequence[Path] = ()) -> None:
     assert chosen.tune is not None
     key = chosen.tune.key
     for cell in chosen.cells:
-        cfg = composed([f"scale={scale}", *cell.overrides], folders)
+        cfg = config_at(cell.name, [f"scale={scale}", *cell.overrides], folders)
         if key not in (known := flat(plain_config(cfg, resolve=False), without=())):
             near = " or ".join(difflib.get_close_matches(key, known, n=2)) or "a key of the config"
             raise BadInput("tune.key", key, f"no such key; did you mean {near}?")
+        if "task.data.validation" not in known:
+            task = task_name(plain_config(cfg, resolve=False))
+            remedy = "has no images to choose by; tune a study whose task has them"
+            raise BadInput(f"cell {cell.name}: task", task, remedy)
         cfg.validation = chosen.tune.validation
         build(cfg, "task")
 

@@ -15,6 +15,7 @@ import pytest
 from dcasgd_repro.cli import commands as cli
 from dcasgd_repro.cli import help as texts
 from dcasgd_repro.errors import BadInput
+from dcasgd_repro.run.groups import choices, groups
 from dcasgd_repro.schedule import Schedule
 
 TINY = ["task=synthetic", "images=256", "batch=8", "test_images=32", "workers=4"]
@@ -49,10 +50,19 @@ def test_help(call) -> None:
         ("schedule", "paper_cluster"),
         ("data", "verify"),
         ("report", "--out"),
+        ("completion", "completion bash"),
     ):
         code, out, _ = call(command, "--help")
         assert code == 0
         assert word in out
+
+
+def test_the_help_of_train_lists_every_group(call) -> None:
+    _, out, _ = call("train", "--help")
+    for group in groups():
+        assert f"{'+exp' if group == 'exp' else group}=" in out
+        assert all(name in out for name in choices(group))
+    assert "task=my_task:Line" in out
 
 
 def test_a_run_prints_its_resolution_and_its_result(call) -> None:
@@ -200,6 +210,7 @@ def test_report_tells_configurations_apart(call) -> None:
         (["trian"], "trian: no such command; choose train, schedule, check, reproduce, tune,"),
         (["bench", "nope"], "argument PART: invalid choice: 'nope' (choose from"),
         (["bench", "--nope"], "unrecognized arguments: --nope; `dcasgd-repro bench --help` says"),
+        (["completion", "zsh"], "argument shell: invalid choice: 'zsh' (choose from"),
         (["data", "fly"], "argument action: invalid choice: 'fly'"),
         (["bench", "--device", "cuda"], "device=cuda: torch sees no CUDA device here"),
         (["train", "fo=1"], "fo=1: no such key"),
@@ -207,6 +218,22 @@ def test_report_tells_configurations_apart(call) -> None:
         (["train", "rule=nope"], "rule=nope: no such rule, choose adadelay, asap, asgd, clipped, "),
         (["train", "+exp=nope"], "exp=nope: no such exp, choose cifar_asgd, cifar_dc"),
         (["train", "lr=0.1"], "lr=0.1: no such lr, choose step, warmup; a key inside it is"),
+        (["train", "seed=0,1,2"], "seed=0,1,2: a sweep needs -m; a list is written [0,1,2]"),
+        (["train", "M=4"], "M=4: no such key; did you mean workers? "),
+        (["train", "eta=0.1"], "eta=0.1: no such key; did you mean lr.base? "),
+        (["train", "rule=DCASGDa"], "rule=DCASGDa: no such rule; did you mean dcasgd_a?"),
+        (
+            ["train", "rule=scaled.py:Scaled"],
+            "rule=scaled.py:Scaled: give the module, not its file: rule=scaled:Scaled",
+        ),
+        (
+            ["train", "task=at/my.py:Line"],
+            "task=at/my.py:Line: give the module, not its file: task=my:Line, and stand in at",
+        ),
+        (["check", "scaled:Scaled"], "scaled:Scaled: write rule=scaled:Scaled"),
+        (["check", "dcasgd_a"], "dcasgd_a: write rule=dcasgd_a"),
+        (["verify", "nope"], "run=nope: there is no such folder; give a run's, as outputs/"),
+        (["diagnose", "nope"], "run=nope: there is no such folder; give a run's, as outputs/"),
         (["train", "+workerz=3"], "workerz=3: no such key, and none can be added here"),
         (["train", "++checkpoint.every=3"], "checkpoint.every=3: no such key, and none can"),
         (["train", "exp=cifar_dc"], "exp=cifar_dc: an experiment is added: write +exp=cifar_dc"),
@@ -215,8 +242,8 @@ def test_report_tells_configurations_apart(call) -> None:
         (["train", "--cfg", "jub"], "argument --cfg/-c: invalid choice: 'jub' (choose from "),
         (["train", "hydra.verbose=true"], "hydra.verbose=true: nothing here writes a log; --info"),
         (["train", "checkpoint=5"], "checkpoint=5: this is a group of keys; set one inside it"),
-        (["train", "lr=[]"], "lr={"),
-        (["train", "scale=[]"], "scale=None: leaves "),
+        (["train", "lr=[]"], "lr=[]: choose one; a file of your own can build on several"),
+        (["train", "scale=[]"], "scale=[]: choose one; a file of your own can build on several"),
         (["train", "rule.decay=$(x)"], "rule.decay=$(x): not understood; write KEY=VALUE"),
         (["train", "seed=${seed}"], "seed=${seed}: this interpolation leads nowhere"),
         (["train", "eval_every=1e-310"], "eval_every=1e-310: "),
@@ -284,6 +311,14 @@ def test_ctrl_c_leaves_a_readable_directory_and_exits_130(tmp_path: Path) -> Non
     assert summary["status"] == "interrupted"
     rows = pd.read_csv(metrics)
     assert 0 <= summary["pushes"] - rows["push"].iloc[-1] < 50
+
+
+def test_a_reader_that_leaves_early_is_told_nothing(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m dcasgd_repro check rule=asgd; echo $? >&2"
+    shell = ["bash", "-c", f"({command}) | head -1"]
+    done = subprocess.run(shell, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "ASGD(momentum=0.0)\n"
+    assert done.stderr == "141\n"
 
 
 def test_a_diverged_run_exits_3(call) -> None:

@@ -12,10 +12,10 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dcasgd_repro.cli.help import CONF
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.run import device, experiment, plan
 from dcasgd_repro.run import write as record
+from dcasgd_repro.run.groups import CONF
 from dcasgd_repro.run.identity import identity
 from dcasgd_repro.run.plan import plan_of
 

@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from dcasgd_repro.cli import commands as cli
-from dcasgd_repro.cli.help import CONF
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.run.compose import composed, own_folders
+from dcasgd_repro.run.groups import CONF
 from dcasgd_repro.run.plan import log_of, plan_of
 from dcasgd_repro.run.read import summary_of
 from dcasgd_repro.study import reproduce
@@ -340,6 +340,7 @@ BROKEN = {
     "idle": "class Other: pass\nMyRule = 3\n",
     "plain": "class MyRule:\n    name = 'plain'\n",
     "late": EXAMPLE.replace("arrival.grad *", "arrival.gradd *"),
+    "bare": EXAMPLE.replace("def init", "def initial"),
 }
 
 
@@ -355,6 +356,7 @@ BROKEN = {
         ("unfinished", "unfinished:MyRule: SyntaxError: invalid syntax ("),
         ("idle", "has no class MyRule; it has Other"),
         ("plain", "rule=MyRule: is no rule; derive its class from dcasgd_repro.rules.Rule"),
+        ("bare", "rule=bare:MyRule: the class lacks init; write it"),
         ("late", "rule=MyRule.direction: raises AttributeError: 'Arrival' object has no attribute"),
     ],
 )
@@ -444,11 +446,11 @@ def test_a_wrong_scale_lists_ours_and_theirs(
 
 
 def test_a_cell_that_names_no_file_lists_ours_and_theirs(own: Path, mine: str) -> None:
-    with pytest.raises(BadInput, match=r"^cell mine=exp/mine: no such exp, choose cifar_asgd, "):
+    with pytest.raises(BadInput, match=r"^cell mine: exp=mine: no such exp, choose cifar_asgd, "):
         reproduce.jobs_of(study(mine), "smoke", 1)
     (Path(mine) / "grid.yaml").write_text("title: t\ncells: {a: +exp=mine rule=lat}\n")
     listed = "asgd, .*, dcasgd_c, .*, late, "
-    with pytest.raises(BadInput, match=rf"^cell a=rule/lat: no such rule, choose .*{listed}"):
+    with pytest.raises(BadInput, match=rf"^cell a: rule=lat: no such rule, choose .*{listed}"):
         reproduce.jobs_of(study(mine), "smoke", 1, folders=[own])
 
 

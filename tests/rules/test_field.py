@@ -9,7 +9,6 @@ import pytest
 import torch
 import yaml
 
-from dcasgd_repro.cli.help import CONF
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.rules import (
     ASAP,
@@ -44,7 +43,9 @@ from dcasgd_repro.rules import (
     ServerNAdam,
     ServerSGD,
     StalenessAware,
+    Throttle,
 )
+from dcasgd_repro.run.groups import CONF
 from dcasgd_repro.schedule import Gamma, Generated, Message
 from dcasgd_repro.simulate import Server, simulate
 
@@ -98,6 +99,13 @@ def test_rates_that_fall_with_the_delay_by_hand() -> None:
     # F = 1, 1, 1 for delays that only grow; then tau = 0 again: F = 2 of 4, a factor of 1.
     assert steps(ASAP(amplitude=0.5), 2, *late, late[0]) == [[3.0], [3.0], [3.0], [6.0]]
     assert steps(ASAP(bound=3), 2, late[2]) == [None]
+
+
+def test_throttle_by_hand() -> None:
+    # q = 1, 2 of worker 0, q = 1 of worker 1, which ends the round: q = 1 again.
+    turns = [arrive(t(12.0), worker=m) for m in (0, 0, 1, 0)]
+    assert steps(Throttle(), 2, *turns) == [[6.0], [3.0], [6.0], [6.0]]
+    assert steps(Throttle(decay=2.0), 3, *turns) == [[4.0], [1.0], [4.0], [4 / 9]]
 
 
 def test_a_mean_of_scaled_gradients_has_the_rate_of_each_arrival() -> None:

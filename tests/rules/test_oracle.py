@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from replay_oracle import MAKERS, RELEASES, main, replay, results, rule_of
+from rules_under_test import RULES
 
 from dcasgd_repro.rules import MultiASGD
 from dcasgd_repro.schedule import Constant, Gamma, Generated
@@ -28,6 +29,14 @@ def test_the_page_says_how_many_rules_are_recorded() -> None:
     cases = [json.loads(path.read_text()) for path in CASES]
     made = {type(rule_of(case)[0]) for case in cases}
     assert f"\n{len(made)} of them are held to trajectories" in PAGE.read_text()
+
+
+@pytest.mark.parametrize("made", dict.fromkeys(map(type, RULES)), ids=lambda made: made.__name__)
+def test_a_rule_without_a_recording_has_a_vector_by_hand(made: type) -> None:
+    if any(type(rule_of(json.loads(path.read_text()))[0]) is made for path in CASES):
+        return
+    files = (Path(__file__).parent / name for name in ("test_field.py", "test_rules.py"))
+    assert any(f"{made.__name__}(" in path.read_text() for path in files)
 
 
 def test_multi_asgd_moves_w_as_dana_zero_does(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,10 +9,10 @@ import torch
 import yaml
 from rules_under_test import RULES
 
-from dcasgd_repro.cli.help import CONF
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.rules import ASGD, SSGD, Arrival, DCASGDa, DCASGDc, Rule
 from dcasgd_repro.run import battery
+from dcasgd_repro.run.groups import CONF
 from dcasgd_repro.schedule import Gamma, Generated
 from dcasgd_repro.simulate import Server, simulate
 from dcasgd_repro.tasks import Quadratic
@@ -290,6 +290,19 @@ def test_it_keeps_the_vectors_it_says(rule: Rule) -> None:
             vectors = {x.data_ptr() for x in tensors(state) if x.shape == (3,)}
             found = max(found, len(vectors))
     assert found == once + each * WORKERS
+
+
+def test_who_declares_a_correction() -> None:
+    """Those that dcasgd_repro/README.md names: the dc_ratio of any other rule is 0."""
+    found = set()
+    for rule in RULES:
+        w = torch.ones(3)
+        state = rule.init(w, 2)
+        for k in range(6):
+            given = Arrival(torch.tensor([1.0, 2.0, 3.0]), w, w / 2, k % 2, k // 3, 0.1)
+            _, state, correction = rule.direction(given, state)
+            found |= set() if correction is None else {type(rule).__name__}
+    assert found == {"DCASGDc", "DCASGDa", "DCASGDn", "DCSSGD", "DANADC", "GapAware", "HeLoCo"}
 
 
 @each_rule

@@ -83,6 +83,16 @@ def test_every_rule_is_in_the_table() -> None:
         assert all(cells)
 
 
+def test_the_front_page_counts_them() -> None:
+    assert f"| the {len(rules())} update rules; " in (CONF.parent / "README.md").read_text()
+
+
+def test_every_rule_is_given_out_by_the_package() -> None:
+    names = {type(rule).__name__ for rule in rules()}
+    for package in (dcasgd_repro, dcasgd_repro.rules):
+        assert names <= set(package.__all__)
+
+
 if __name__ == "__main__":
     page = CONF / "README.md"
     before, _, after = between(page.read_text())

@@ -17,8 +17,12 @@ from dcasgd_repro.run.battery import CHECKS, battery
 CALLS = 0
 
 
+@dataclass(frozen=True)
 class Mine(Rule):
     """Plain ASGD; the tests spoil one thing each."""
+
+    def keeps(self) -> tuple[int, int]:
+        return 1, 0
 
     def init(self, w: torch.Tensor, workers: int) -> Any:
         return torch.zeros_like(w)
@@ -68,6 +72,15 @@ class Notes(Mine):
     def direction(self, arrival: Arrival, state: Any) -> Any:
         self.seen.append(arrival.delay)
         return Direction(arrival.grad, state)
+
+
+class KeepsMore(Mine):
+    def init(self, w: torch.Tensor, workers: int) -> Any:
+        return [torch.zeros_like(w)] * workers
+
+    def direction(self, arrival: Arrival, state: Any) -> Any:
+        m = arrival.worker
+        return Direction(arrival.grad, [*state[:m], arrival.grad, *state[m + 1 :]])
 
 
 class Norm(Mine):
@@ -161,6 +174,7 @@ MUTANTS = {
     WritesList(): ("arguments", "40 of 84 calls wrote (WritesList.direction)"),
     CountsInModule(): ("answers", "(CountsInModule.direction), 40 of 40 pushes"),
     CountsInClass(): ("answers", "40 of 84 calls differ (CountsInClass.direction)"),
+    KeepsMore(): ("keeps", "4; keeps() says 1 and 0 a worker"),
     Norm(): ("element-wise", "1 of 3 ways to cut 40 entries differ"),
     NormOfEach(): ("element-wise", "3 of 3 ways to cut 40 entries differ"),
     Unheld(): ("checkpoint", "a state with a types.SimpleNamespace: no checkpoint can hold it"),
@@ -225,14 +239,14 @@ def test_the_command_says_each_line_and_exits_with_the_worst(
     (tmp_path / "own_late.py").write_text(OWN)
     assert cli.dispatch("check", ["-m", "rule=asgd,own_late:Late"]) == 1
     out = capsys.readouterr().out.splitlines()
-    assert sum(line.startswith("ok ") for line in out) == 23
+    assert sum(line.startswith("ok ") for line in out) == 24
     raised = "Late.direction raises KeyError: 'too late' ("
-    assert sum(raised in line and line.startswith("fails ") for line in out) == 7
+    assert sum(raised in line and line.startswith("fails ") for line in out) == 8
     assert f"{tmp_path}/own_late.py, line 7: raise KeyError(" in "\n".join(out)
     assert out[-2:] == [
         "rule=asgd           ok",
-        "rule=own_late:Late  fails arguments, answers, zero gradients, late pulls, threads, "
-        "waves, quadratic",
+        "rule=own_late:Late  fails arguments, answers, zero gradients, keeps, late pulls, "
+        "threads, waves, quadratic",
     ]
     for words, line in {
         "rule=own_late:Refuses": "rule={'_target_': 'own_late.Refuses'}: ZeroDivisionError: ",

@@ -31,6 +31,19 @@ def test_a_rule_with_blocks_is_shown_a_vector_of_their_size(blocks: tuple[int, .
         check_contract(rule, 3)
 
 
+class Plain(Rule):
+    def init(self, w: torch.Tensor, workers: int) -> Any:
+        return None
+
+    def direction(self, arrival: Arrival, state: Any) -> Any:
+        return Direction(arrival.grad, state)
+
+
+@dataclass
+class Thawed(Plain):
+    power: float = 1.0
+
+
 @dataclass(frozen=True)
 class Mine(Rule):
     """Plain ASGD; the tests spoil one method each."""
@@ -163,6 +176,8 @@ OF_TWO = "; return a list of workers, whole numbers from 0 to 1"
         (Sends(), "Sends.sends: returns a vector that is a NoneType"),
         (Raises(), "Raises.direction: raises IndexError: index 99 is out of bounds"),
         (object(), "object: is no rule; derive its class from dcasgd_repro.rules.Rule"),
+        (Plain(), "Plain: is no frozen dataclass; write @dataclass(frozen=True) above its class"),
+        (Thawed(), "Thawed: is no frozen dataclass; write @dataclass(frozen=True) above its cl"),
     ],
     ids=lambda value: type(value).__name__ if not isinstance(value, str) else "",
 )

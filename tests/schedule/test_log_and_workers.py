@@ -14,6 +14,7 @@ from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+import dcasgd_repro
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.schedule import (
     MAX_WORKERS,
@@ -25,6 +26,7 @@ from dcasgd_repro.schedule import (
     FromFile,
     Gamma,
     Generated,
+    Law,
     Lognormal,
     Message,
     Schedule,
@@ -34,6 +36,7 @@ from dcasgd_repro.schedule import (
     repeats,
 )
 from dcasgd_repro.schedule import log as log_module
+from dcasgd_repro.schedule import workers as times
 
 CONF = Path(__file__).parents[2] / "conf" / "schedule"
 LAWS = {
@@ -152,6 +155,14 @@ def test_barrier_ties_go_to_the_lower_worker() -> None:
 
 
 # --- delays ----------------------------------------------------------------------------------
+
+
+def test_every_law_is_tried_here_and_given_out_by_the_package() -> None:
+    defined = (each for each in vars(times).values() if isinstance(each, type))
+    ours = {law for law in defined if issubclass(law, Law)} - {Law}
+    assert {type(law) for law in LAWS.values()} == ours
+    for package in (dcasgd_repro, dcasgd_repro.schedule):
+        assert {law.__name__ for law in ours} <= {*package.__all__}
 
 
 @pytest.mark.parametrize("barrier", [False, True])

@@ -785,6 +785,10 @@ def test_a_task_without_classes_is_judged_by_its_loss(mine: Path) -> None:
     assert "error" not in page.replace("so no errors", "")
     table = pd.read_csv("results/mine/laptop/cells.csv").set_index("cell")
     assert table.loc["asgd-8", "test_loss_final_mean"] == pytest.approx(0.51)
+    Path("results/mine/laptop").rename("results/mine/smoke")
+    results.write(study(str(mine)), "smoke", Path("results"))
+    page = Path("results/mine/smoke/README.md").read_text()
+    assert "\n`scale=smoke`, which is the scale of task quadratic.\n" in page
 
 
 @pytest.mark.parametrize("kind", DRAWN)
@@ -824,6 +828,35 @@ def test_a_study_of_ones_own_is_in_the_overview_and_its_links_lead_somewhere(min
     assert cli.report([]) == 0
     row = "| [own](own/laptop/README.md) | laptop | 1 can explain | 12 (n = 3) | commit abcdef0;"
     assert row in Path("results/README.md").read_text()
+
+
+@pytest.mark.parametrize("scale", ["paper", "laptop"])
+@pytest.mark.parametrize("paper", [3, None])
+def test_only_a_papers_claim_at_its_scale_is_reproduced(
+    mine: Path, scale: str, paper: int | None
+) -> None:
+    Path("results/mine/laptop").rename(f"results/mine/{scale}")
+    grid = yaml.safe_load((mine / "grid.yaml").read_text())
+    pairs = [("dc-8", "asgd-8"), ("asgd-8", "sgd")]
+    claims = [{"lower": a, "higher": b} | ({"paper": paper} if paper else {}) for a, b in pairs]
+    (mine / "paper.csv").unlink()
+    (mine / "grid.yaml").write_text(yaml.dump({**grid, "words": {}, "claims": claims}))
+    evidence = Evidence(study(str(mine)), scale, Path("results"))
+    of_the_paper = scale == "paper" and paper
+    words = ["reproduced", "not reproduced"] if of_the_paper else ["holds", "does not hold"]
+    assert list(evidence.claims["verdict"]) == words
+    labels = figures.draw(evidence).axes[1].get_yticklabels()
+    assert [label.get_text().partition("\n")[2] for label in labels] == words
+
+
+def test_a_table_without_claims_is_drawn_without_a_warning(
+    mine: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    grid = yaml.safe_load((mine / "grid.yaml").read_text())
+    (mine / "grid.yaml").write_text(yaml.dump({**grid, "claims": []}))
+    for kind in ("table", "readings"):
+        drawn(mine, kind).canvas.draw()
+    assert [str(warning.message) for warning in recwarn] == []
 
 
 def test_a_change_counts_from_as_many_seeds_as_the_study_asks_for(mine: Path) -> None:

@@ -174,12 +174,23 @@ def test_a_word_that_means_two_studies_is_refused(
             },
             "ValueError: a claim with thn",
         ),
-        ({"title": "t", "cells": {"a-{K}": ""}, "for": {"M": [1]}}, "KeyError: 'K'"),
+        (
+            {"title": "t", "cells": {"a-{K}": ""}, "for": {"M": [1]}},
+            "cell a-{K} has {K}, which is no axis; give its values, as for: {K: [1, 2]}",
+        ),
+        (
+            {"title": "t", "cells": {"a": "workers={L}"}},
+            "cell a has {L}, which is no axis; give its values, as for: {L: [1, 2]}",
+        ),
+        (
+            {"title": "t", "cells": {"a": ""}, "claims": [{"equal": ["a", "b-{L}"], "within": 1}]},
+            "has {L}, which is no axis",
+        ),
         (
             {"title": "t", "cells": {"a": "workers={M}"}, "for": {"M": [1, 2]}},
             "cell a runs with {M}; put it into its name too",
         ),
-        ({"title": "t", "cells": ["a"]}, "AttributeError"),
+        ({"title": "t", "cells": ["a"]}, "cells: write each as NAME: WORDS, what one types after"),
         ({"title": "t", "cells": {"a": ""}, "figure": "pie"}, "figure=pie: choose epochs, lambda"),
         ({"title": "t", "cells": {"a": ""}, "measure": "best"}, "measure=best: choose last10, be"),
         ({"title": "t", "cells": {"../x": ""}}, "'../x' is no name for a cell"),
@@ -190,6 +201,7 @@ def test_a_word_that_means_two_studies_is_refused(
             "cell a sets scale, which is for reproduce",
         ),
         ({"title": "t", "cells": {"a-{M}": ""}, "for": {"M": "48"}}, "give each axis a list of va"),
+        ({"title": "t", "cells": {"a": ""}, "for": ["M"]}, "give each axis a list of values"),
         ({"title": "t", "runs_of": "bad"}, "runs_of names another study"),
         ("title: [", "not readable"),
         ("", "give a title and cells"),

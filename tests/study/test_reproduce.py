@@ -362,6 +362,23 @@ def test_a_cell_whose_class_cannot_be_had_is_refused_by_name(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("lr=0.1", "lr=0.1: no such lr, choose step, warmup; a key inside it is set as lr.base=VA"),
+        ("sed=3", "sed=3: no such key; did you mean seed"),
+        ("rule=asgd,ssgd", "rule=asgd,ssgd: a sweep needs -m"),
+        ("rule=DCASGDa", "rule=DCASGDa: no such rule; did you mean dcasgd_a?"),
+    ],
+)
+def test_a_cell_is_refused_in_the_words_of_train(tmp_path: Path, words: str, message: str) -> None:
+    (tmp_path / "mine").mkdir()
+    text = f"title: t\ncells: {{a: 'task=quadratic {words}'}}\n"
+    (tmp_path / "mine" / "grid.yaml").write_text(text)
+    with pytest.raises(BadInput, match=f"^cell a: {re.escape(message)}"):
+        reproduce.jobs_of(study(str(tmp_path / "mine")), "smoke", 1)
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["table1", "seeds=0"], "seeds=0: give a whole number >= 1"),

@@ -451,7 +451,11 @@ def test_an_optimum_that_no_extension_leaves_behind_is_refused(
         ),
         ({"factor": 1}, "tune.factor=1: give a finite number > 1"),
         ({"validation": 0}, "tune.validation=0: give a whole number >= 1"),
-        ({"metric": "best"}, "tune=['metric']: its keys are factor, key, validation, values"),
+        (
+            {"metric": "best"},
+            "tune=['metric']: its keys are factor, key, validation, values, all needed: it chooses "
+            "by images kept out of training, and needs a task with images",
+        ),
     ],
 )
 def test_a_grid_to_tune_that_is_none_is_refused_in_one_line(
@@ -492,8 +496,12 @@ def test_studies_that_cannot_be_tuned_or_must_be_are_refused(
     with pytest.raises(BadInput, match=r"^tune=extra_seeds: does not go with a grid to tune"):
         study("mine")
     grid(Path("mine"), {key: value for key, value in GRID.items() if key != "tune"})
-    with pytest.raises(BadInput, match=r"^figure=lr: draws a grid to tune"):
+    with pytest.raises(BadInput, match=r"^figure=lr: draws a grid to tune.*; choose another, as"):
         study("mine")
+    cells = dict.fromkeys(GRID["cells"], "task=quadratic")
+    grid(Path("mine"), {**GRID, "cells": cells})
+    with pytest.raises(BadInput, match=r"^cell m1: task=quadratic: has no images to choose by; tu"):
+        cli.tune(["mine", "scale=smoke"])
     grid(Path("mine"), GRID)
     for text in ("smoke: 3", "smoke: {cells: {m1: {value: x}}}", "- 1", "a: ["):
         Path("mine/tuned.yaml").write_text(text)

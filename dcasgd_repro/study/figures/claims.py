@@ -9,7 +9,7 @@ import numpy as np
 
 from dcasgd_repro.study.figures import figure, sheet, unframed
 from dcasgd_repro.study.figures.drawing import BLUE, GREY, RED
-from dcasgd_repro.study.verdicts import NOTHING, Difference
+from dcasgd_repro.study.verdicts import FAILS, HOLDS, NOTHING, Difference
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -86,7 +86,7 @@ def forest(evidence: Evidence, axes: Axes) -> None:
     unit = "points of error" if unit == "points" else unit
     of_paper, found = evidence.of_the_paper, evidence.found
     paper = [f.claim.paper if of_paper and f.claim.higher else None for f in found]
-    colours = {"reproduced": BLUE, "not reproduced": RED}
+    colours = {HOLDS: BLUE, FAILS: RED}
     chosen = [colours.get(f.verdict, GREY) for f in evidence.found]
     shown = [f.difference if f.measure == evidence.measure else NOTHING for f in found]
     intervals(axes, shown, chosen, [p for p in paper if p])
@@ -97,9 +97,9 @@ def forest(evidence: Evidence, axes: Axes) -> None:
         if lost:
             axes.annotate(f"diverged or failed: {lost}", (0.01, row), va="center", fontsize=8,
                           xycoords=("axes fraction", "data"), color=RED)  # fmt: skip
-    names = [f"{f.claim}\n{evidence.study.words.get(f.verdict, f.verdict)}" for f in evidence.found]
+    names = [f"{f.claim}\n{evidence.word(f.verdict)}" for f in evidence.found]
     axes.set_yticks(range(len(names)), names, fontsize=8, linespacing=1.0)
-    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_ylim(max(len(names), 1) - 0.5, -0.5)
     if not evidence.has_errors:  # a loss has any size: no row of zeros at each tick
         axes.ticklabel_format(axis="x", scilimits=(-2, 4))
     axes.set_xlabel(f"paired difference, {unit}, 95 % interval\nright of 0: as claimed")
