@@ -51,7 +51,7 @@ usage: dcasgd-repro train [+exp=NAME] [KEY=VALUE ...] [-m]
   KEY=VALUE     any key of the config: workers=4 rule.lam0=1 seed=3 epochs=2 device=cpu
                 run_dir=DIR augment=false lr.base=0.1 task.weight_decay=1e-4
                 rule=my_rule:MyRule, model=my_net:MyNet, data=my_data:Blobs, task=my_task:Line are
-                yours, in my_rule.py and so on where you stand, with their own defaults
+                classes of yours, in my_rule.py and so on where you stand, with their own defaults
   -cd DIR       DIR/rule/*.yaml, DIR/exp/*.yaml and so on are there to choose as well
   -m            a sweep: seed=0,1,2 rule=asgd,dcasgd_a runs every combination
   --cfg job     print the composed config and stop (--resolve fills it in)
