@@ -156,8 +156,8 @@ REFUSED = {
     "data=flat:points model=flat:line": "augment=True: crops and flips are for uint8 [N, C, H, W], "
     "and points gives float32; set augment=false",
     "data=flat:points augment=false": "model=ResNet-8 width 4: does not take images [2, 2]: ",
-    "data=flat:points augment=false model=flat:thin": "model=thin: of 2 images it gives logits "
-    "[2, 1]; give [2, 2] or more",
+    "data=flat:points augment=false model=flat:thin": "model=Linear.forward: returns shape (2, 1); "
+    "make it logits [2, 2]",
     "data=flat:Idle": "data=Idle: an object of it cannot be called; give it __call__(self)",
     "data=flat:gone": "data=flat:gone: ",
     "data=gone": "data=gone: no such data, choose cifar10, imagefolder, synthetic; a key",
