@@ -21,6 +21,7 @@ FEWEST = 30  # durations of a worker: fewer say little of a tail
 MOST_LOST = 0.1  # of a worker's gradients: where more were lost, its fast ones are what is left
 DIGITS = 6  # of a fitted number: sums differ by less from processor to processor
 EVEN = 1e-6  # relative: gaps between pushes that differ by less are made up
+EACH = "give [mean_s, cv, least_s, law] of each worker"
 LAWS = {"gamma": Gamma, "lognormal": Lognormal}
 WIDEST = 4.999  # cv of a fitted rest: rounded, it stays below the 5 of Gamma
 CHANCE = 0.9  # over sqrt(n): a normal law fitted to its own n draws is seldom farther from them
@@ -54,6 +55,8 @@ class FromRun(Busy):
         check_whole("workers", self.workers, 1, MAX_WORKERS)
         check_whole("seed", self.seed, 0)
         check_choice("barrier", self.barrier, (True, False))
+        if not isinstance(self.run, str | Path | None):
+            raise BadInput("run", self.run, "give the path of a run directory")
         if isinstance(self.run, Path):  # a config holds text
             object.__setattr__(self, "run", str(self.run))
         if self.busy is None and self.away is None:
@@ -67,7 +70,7 @@ class FromRun(Busy):
     def laws(self) -> list[tuple[Shifted, Shifted]]:
         """Of each of the run's workers: from its pull to its push, from there to its next pull."""
         busy, away = (
-            [_law(key, row, mean_s) for row in getattr(self, key) or ()]
+            [_law(key, row, mean_s) for row in _rows(key, getattr(self, key))]
             for key, mean_s in (("busy", 1e-9), ("away", 0.0))
         )
         if not busy or len(busy) != len(away):
@@ -115,12 +118,15 @@ def durations(log: Schedule, run: str) -> list[Durations]:
     Left out are the first computation of each worker and the one after a lost gradient: a process
     that starts is slow. Behind a barrier, waiting for others is not the worker's own time: no
     ``away``. Raises BadInput, about ``run``, where a worker has too few durations or lost too many
-    gradients, where all are 0, and where the clock is made up, as schedule=delays does.
+    gradients, where all are 0, and where the pushes are evenly spaced: schedule=delays makes such a
+    clock up, and a server that is never free makes one too.
     """
     gaps = np.diff(log.clock[log.kind == PUSH])
     if log.workers > 1 and len(gaps) and np.ptp(gaps) <= EVEN * gaps.mean():
-        remedy = "its pushes are evenly spaced: its clock is made up, and tells no worker's time"
-        raise BadInput("run", run, remedy)
+        what = (
+            "its pushes are evenly spaced: its clock may be made up, or the server alone sets the"
+        )
+        raise BadInput("run", run, f"{what} pace; it tells no worker's time")
     order = np.argsort(log.worker.astype(np.uint16), kind="stable")
     ends = np.cumsum(np.bincount(log.worker, minlength=log.workers))[:-1]
     parts = (np.split(column[order], ends) for column in (log.clock, log.kind))
@@ -251,9 +257,15 @@ def distribution(law: Shifted) -> Any:
     return stats.gamma(rest.cv**-2, law.least_s, rest.mean_s * rest.cv**2)
 
 
+def _rows(key: str, given: Any) -> Sequence[Any]:
+    if given is not None and (isinstance(given, str) or not isinstance(given, Sequence)):
+        raise BadInput(key, given, EACH)
+    return given or ()
+
+
 def _law(key: str, row: Any, mean_s: float) -> Shifted:
     if not isinstance(row, Sequence) or isinstance(row, str) or len(row) != 4:
-        raise BadInput(key, row, "give [mean_s, cv, least_s, law] of each worker")
+        raise BadInput(key, row, EACH)
     whole_s, cv, least_s, name = row
     try:
         check_number("mean_s", whole_s, mean_s, 1e9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from dcasgd_repro.cli import commands as cli
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.reactive import Reactive
 from dcasgd_repro.rules import Ringmaster
@@ -16,7 +18,9 @@ from dcasgd_repro.schedule import (
     PULL,
     PUSH,
     Constant,
+    Disturbed,
     Exponential,
+    Failures,
     FromDelays,
     FromRun,
     Gamma,
@@ -218,7 +222,24 @@ def test_a_cv_beyond_that_of_a_law_is_cut() -> None:
     row = fitted(seconds)
     assert row[1] == pytest.approx(5.0, rel=1e-3)
     assert apart(seconds, law_of(row)) > 0.1
-    assert fitted(Lognormal(1.0, 4.9).sample(np.random.default_rng(0), 2_000))[3] == "lognormal"
+
+
+def test_where_a_cv_is_cut_or_gradients_were_lost_the_page_says_so(tmp_path: Path) -> None:
+    seconds = np.random.default_rng(0).lognormal(0.0, 2.0, 2_000)  # cv 7.3
+    made = FromRun(kept(tmp_path / "wide", of_one_worker(seconds)), 1, 0)
+    assert fit_table(made)["apart"][0] < 0.1
+    said = runs.schedule(made.messages(100), tmp_path / "out", like=made)
+    assert "note: worker(s) 0: the times vary more than any law here; their cv is cut to 5" in said
+    assert "lost" not in said.split("delays of its")[1]
+
+    log = Disturbed(4, 3, Gamma(1.0, 0.3), failures=Failures(50.0, 10.0)).messages(4_000)
+    made = FromRun(kept(tmp_path / "down", log), 4, 0)
+    said = runs.schedule(made.messages(100), tmp_path / "out", like=made)
+    found = re.search(r"pushes per second: recorded ([\d.]+), fitted ([\d.]+); gradients", said)
+    assert found
+    assert float(found[1]) == pytest.approx(log.pushes / log.duration_s, rel=1e-3)
+    assert float(found[2]) == pytest.approx(4.0, rel=0.02)  # as if nobody were ever down
+    assert "gradients were lost, and the time that workers were down is not modelled" in said
 
 
 @pytest.mark.parametrize(
@@ -250,8 +271,11 @@ def test_a_made_up_clock_is_refused(tmp_path: Path) -> None:
     delays = Generated(4, 0, Gamma(1.0, 0.3)).messages(400).delays()
     (tmp_path / "delays.txt").write_text("\n".join(map(str, delays)))
     run = kept(tmp_path / "run", FromDelays(str(tmp_path / "delays.txt"), 4).messages(400))
-    with pytest.raises(BadInput, match="its pushes are evenly spaced: its clock is made up"):
+    with pytest.raises(BadInput, match="its pushes are evenly spaced: its clock may be made up"):
         FromRun(run, 4, 0)
+    full = Disturbed(4, 0, Constant(0.1), queue=Constant(1.0)).messages(400)
+    with pytest.raises(BadInput, match="may be made up, or the server alone sets the pace"):
+        FromRun(kept(tmp_path / "full", full), 4, 0)
 
 
 @pytest.mark.parametrize(
@@ -259,6 +283,13 @@ def test_a_made_up_clock_is_refused(tmp_path: Path) -> None:
     [
         ({}, "^run=None: schedule=from_run needs schedule.run=RUN_DIR"),
         ({"workers": 0}, "^workers=0: "),
+        ({"run": 5}, "^run=5: give the path of a run directory"),
+        ({"run": ["a"]}, r"^run=\['a'\]: give the path of a run directory"),
+        ({"busy": 5, "away": 5}, r"^busy=5: give \[mean_s, cv, least_s, law\] of each worker"),
+        ({"busy": "ab", "away": "ab"}, r"^busy=ab: give \[mean_s, cv, least_s, law\] of each"),
+        ({"busy": [GAMMA], "away": {"a": 1}}, r"^away=\{'a': 1\}: give \[mean_s, cv, least_s, l"),
+        ({"busy": [5], "away": [5]}, r"^busy=5: give \[mean_s, cv, least_s, law\] of each worker"),
+        ({"busy": [[1, 0, [], "gamma"]], "away": [GAMMA]}, r"^busy=.*least_s=\[\]: give a finite"),
         ({"busy": [GAMMA]}, "^away=None: give busy and away of each worker, or neither"),
         ({"busy": [GAMMA[:3]]}, r"^busy=\[1.0, 0.1, 0.2\]: give \[mean_s, cv, least_s, law\] of e"),
         ({"busy": [[0.0, 0, 0, "gamma"]]}, "^busy=.*mean_s=0.0: give a finite number"),
@@ -271,3 +302,11 @@ def test_a_made_up_clock_is_refused(tmp_path: Path) -> None:
 def test_bad_values_are_refused(changes: dict[str, Any], text: str) -> None:
     with pytest.raises(BadInput, match=text):
         FromRun(**{"run": None, "workers": 2, "seed": 0, **changes})
+
+
+@pytest.mark.parametrize("value", ["5", "[a]", "{a: 1}"])
+def test_a_run_that_is_no_path_is_one_line(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["task=quadratic", "schedule=from_run", f"schedule.run={value}"]
+    assert cli.dispatch("schedule", words) == 2
+    said = capsys.readouterr().err.strip()
+    assert re.match(r"dcasgd-repro: schedule.run=.*: give the path of a run directory$", said)
