@@ -21,7 +21,7 @@ from dcasgd_repro.schedule.log import MAX_WORKERS, PULL, PUSH, Schedule, first
 
 @dataclass(frozen=True)
 class Law(ABC):
-    """Random times in seconds with mean ``mean_s``, at most 1e9 (0 is for communication only)."""
+    """Random times in seconds with mean ``mean_s``, from 0, computing 1e-9, to below 1e9."""
 
     mean_s: float
 
