@@ -123,10 +123,10 @@ def durations(log: Schedule, run: str) -> list[Durations]:
     """
     gaps = np.diff(log.clock[log.kind == PUSH])
     if log.workers > 1 and len(gaps) and np.ptp(gaps) <= EVEN * gaps.mean():
-        what = (
-            "its pushes are evenly spaced: its clock may be made up, or the server alone sets the"
+        what = "its clock may be made up, or the server alone sets the pace"
+        raise BadInput(
+            "run", run, f"its pushes are evenly spaced: {what}; it tells no worker's time"
         )
-        raise BadInput("run", run, f"{what} pace; it tells no worker's time")
     order = np.argsort(log.worker.astype(np.uint16), kind="stable")
     ends = np.cumsum(np.bincount(log.worker, minlength=log.workers))[:-1]
     parts = (np.split(column[order], ends) for column in (log.clock, log.kind))
