@@ -57,9 +57,11 @@ class Classes:
     """Each worker has images of exactly n = ``classes_per_worker`` classes.
 
     Each in turn is given the n that the fewest have, ties being drawn. So the numbers of workers
-    that share a class differ by one at most. A class's images are dealt evenly to those workers.
-    The parts are equally large only where n times the number of workers is a multiple of the number
-    of classes; an image of a smaller part is seen more often.
+    that share a class differ by one at most. A class's images are dealt evenly to those workers,
+    and what is over to those with the fewest images, ties being drawn. With all classes the parts
+    then differ by one image at most; else they are equally large only where n times the number of
+    workers is a multiple of the number of classes, and the classes are. An image of a smaller part
+    is seen more often.
 
     Raises BadInput where there are fewer classes than n, or where nobody would have some class.
     Source: in the spirit of McMahan et al., 2017 (arXiv 1602.05629), whose shards of sorted images
@@ -86,13 +88,20 @@ class Classes:
             drawn = rng.permutation(classes).tolist()
             for those in sorted((owners[c] for c in drawn), key=len)[:n]:
                 those.append(m)
-        dealt: list[list[np.ndarray]] = [[] for _ in range(workers)]
         for stack, those in zip(stacks, owners, strict=True):
             if len(stack) < len(those):
                 remedy = f"{len(those)} workers share a class of {len(stack)} image(s); give less"
                 raise BadInput(key, n, remedy)
-            for m, share in zip(those, np.array_split(stack, len(those)), strict=True):
-                dealt[m].append(share)
+        sizes = np.zeros(workers, int)
+        for stack, those in zip(stacks, owners, strict=True):
+            sizes[those] += len(stack) // len(those)
+        dealt: list[list[np.ndarray]] = [[] for _ in range(workers)]
+        for stack, those in zip(stacks, owners, strict=True):
+            spare = len(stack) % len(those)
+            by_size = sorted(rng.permutation(those).tolist(), key=lambda m: sizes[m])
+            sizes[by_size[:spare]] += 1
+            for m, share in zip(by_size, np.array_split(stack, len(those)), strict=True):
+                dealt[m].append(share)  # the first ones are larger by one image
         return [np.sort(np.concatenate(shares)) for shares in dealt]
 
 

@@ -38,7 +38,7 @@ from dcasgd_repro.schedule.workers import (
     Generated,
     Law,
     Lognormal,
-    Skewed,
+    Shifted,
     Summed,
     stepping,
 )
@@ -69,7 +69,7 @@ __all__ = [
     "Pauses",
     "Recording",
     "Schedule",
-    "Skewed",
+    "Shifted",
     "SlowDowns",
     "Summed",
     "answered",

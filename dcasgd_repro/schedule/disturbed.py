@@ -28,9 +28,10 @@ FAILURES, PAUSES, LATE, SERVICE, SLOW_DOWNS = 2, 3, 4, 5, 6  # streams; Generate
 class Failures:
     """Each worker is up for Exp(up_s) seconds, down for Exp(down_s), and so on, from up at clock 0.
 
-    A failure loses what is being computed, as in a stop and restart of the process; a push that is
-    on its way arrives. When the worker is back it pulls, and computes its mini-batch anew: two
-    pulls in a row in the log. It is up ``up_s / (up_s + down_s)`` of the time.
+    A failure loses what is being computed, as in a stop and restart of the process. When the worker
+    is back it pulls, and computes its mini-batch anew, for a time that is drawn anew: two pulls in
+    a row in the log. To a push that is on its way, or waits at the server, a failure does nothing.
+    It is up ``up_s / (up_s + down_s)`` of the time.
 
     Source: the alternating renewal process of reliability theory; exponential times are our choice.
     """
@@ -165,22 +166,28 @@ class Disturbed(Generated):
             remedy = f"a computation takes {computes_s:g} s, and few would end; give at least that"
             raise BadInput("failures.up_s", self.failures.up_s, remedy)
         cycle_s = computes_s + self._travel().mean_s
-        cycle_s += self.failures.down_s if self.failures else 0.0
         cycle_s += self.workers * (self.queue.mean_s if self.queue else 0.0)
-        for key, part, within_s in (
-            ("pauses.apart_s", self.pauses, runs_s),
-            ("slow_downs.apart_s", self.slow_downs, cycle_s),
-        ):
-            if part and part.apart_s < within_s / 1000:
+        # What may come too often: its key and number, the seconds between two, a worker's own.
+        often: list[tuple[str, float, float, float]] = []
+        if part := self.failures:
+            often += [("failures.up_s", part.up_s, part.up_s + part.down_s, cycle_s)]
+            cycle_s += part.down_s
+        if pauses := self.pauses:
+            often += [("pauses.apart_s", pauses.apart_s, pauses.apart_s, runs_s)]
+        if slow := self.slow_downs:
+            often += [("slow_downs.apart_s", slow.apart_s, slow.apart_s, cycle_s)]
+        for key, value, between_s, within_s in often:
+            if between_s < within_s / 1000:
                 remedy = f"that is over 1,000 in {within_s:g} s, a worker's mean time; give more"
-                raise BadInput(key, part.apart_s, remedy)
+                raise BadInput(key, value, remedy)
 
     def messages(self, pushes: int) -> Schedule:
         """The log up to its ``pushes``-th push; a longer log begins with every shorter one."""
         check_whole("pushes", pushes, 1)
         if not any(getattr(self, key) for key in PARTS):
             return super().messages(pushes)
-        return answered(self, pushes, lambda kind, m: ())
+        lines = self.rounds() if self.barrier else _lines(self, lambda kind, m: ())
+        return _up_to(pushes, lines, self)
 
     def rounds(self) -> Iterator[tuple[float, int, int]]:
         """The same with a barrier: all pull, all push, over and over."""
@@ -318,13 +325,20 @@ Answer = Callable[[int, int], Sequence[int]]
 def answered(times: Busy, pushes: int, answer: Answer) -> Schedule:
     """The log of ``times`` up to its ``pushes``-th push, where ``answer`` stops workers.
 
-    ``answer(kind, worker)`` is told every message of the log in its order, and gives the workers
-    that stop now, of those that compute: each gives its computation up and pulls at that moment.
-    What it had sent to a queue is served in vain.
+    ``answer(kind, worker)`` is told every message of the log in its order. After a push it gives
+    the workers that stop now, of those that compute: each gives its computation up and pulls at
+    that moment. What it gives after a pull is not read. What a stopped worker had sent to a queue
+    is served in vain, if it has arrived. Raises BadInput where there is a barrier.
     """
+    check_whole("pushes", pushes, 1)
+    if times.barrier:
+        remedy = "workers that may be stopped run freely; leave out the barrier"
+        raise BadInput("barrier", True, remedy)
+    return _up_to(pushes, _lines(times, answer), times)
+
+
+def _up_to(pushes: int, lines: Iterator[tuple[float, int, int]], times: Busy) -> Schedule:
     clocks, kinds, workers = array("d"), array("B"), array("i")
-    parts = times if isinstance(times, Disturbed) else None
-    lines = parts.rounds() if parts and parts.barrier else _lines(times, answer)
     while pushes:
         clock, kind, m = next(lines)
         clocks.append(clock)
@@ -332,7 +346,7 @@ def answered(times: Busy, pushes: int, answer: Answer) -> Schedule:
         workers.append(m)
         pushes -= kind == PUSH
     column = np.array(workers, np.int32)
-    late = parts.late if parts else None
+    late = times.late if isinstance(times, Disturbed) else None
     if late and (absent := times.workers - len(np.unique(column))):
         remedy = f"{absent} would join after the last push, at {clocks[-1]:.6g} s; give less"
         raise BadInput("late.at.mean_s", late.at.mean_s, remedy)

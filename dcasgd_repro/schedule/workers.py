@@ -21,7 +21,7 @@ from dcasgd_repro.schedule.log import MAX_WORKERS, PULL, PUSH, Schedule, first
 
 @dataclass(frozen=True)
 class Law(ABC):
-    """Random times in seconds with mean ``mean_s``, at most 1e9 (0 is for communication only)."""
+    """Random times in seconds with mean ``mean_s``, from 0, computing 1e-9, to below 1e9."""
 
     mean_s: float
 
@@ -112,32 +112,17 @@ class Lognormal(Gamma):
 
 
 @dataclass(frozen=True)
-class Skewed(Gamma):
-    """Times of a given mean, cv and skewness, never negative: a least time and a random rest.
+class Shifted(Law):
+    """A least time, and beyond it gamma or log-normal ones: ``least_s + rest``."""
 
-    The rest is gamma up to the skewness of a log-normal law of this cv, 3 cv + cv^3; beyond, it is
-    log-normal: a narrow body and a far tail. A gamma law has 2 cv; less than that counts as that.
-    """
-
-    skew: float
+    mean_s: float = field(init=False)
+    least_s: float
+    rest: Gamma
 
     def __post_init__(self) -> None:
+        check_number("least_s", self.least_s, 0, 1e9)
+        object.__setattr__(self, "mean_s", self.least_s + self.rest.mean_s)
         super().__post_init__()
-        check_number("skew", self.skew, -math.inf)
-
-    @property
-    def least_s(self) -> float:
-        """The shortest time there is."""
-        return max(0.0, self.mean_s - self.rest.mean_s)
-
-    @property
-    def rest(self) -> Gamma:
-        """The law of what exceeds ``least_s``: of the same standard deviation and skewness."""
-        if self.skew >= 3 * self.cv + self.cv**3 > 0:
-            cv = min(2 * math.sinh(math.asinh(self.skew / 2) / 3), 5.0)  # 3 cv + cv^3 = skew
-            return Lognormal(self.mean_s * self.cv / cv, cv)
-        cv = min(max(self.cv, self.skew / 2), 5.0)
-        return Gamma(self.mean_s * self.cv / cv if self.cv else self.mean_s, cv if self.cv else 0.0)
 
     def sample(self, rng: np.random.Generator, n: int) -> NDArray[np.float64]:
         return self.least_s + self.rest.sample(rng, n)

@@ -18,7 +18,7 @@ from dcasgd_repro.errors import BadInput
 from dcasgd_repro.run.identity import FULL, plain
 from dcasgd_repro.run.read import FINGERPRINT, KEPT, Run
 from dcasgd_repro.schedule import PUSH, FromRun, Schedule, delay_table
-from dcasgd_repro.schedule.from_run import fit_table
+from dcasgd_repro.schedule.from_run import APART, WIDEST, fit_table
 from dcasgd_repro.schedule.live import EVENTS, LOG
 from dcasgd_repro.study.figures import save, sheet, timeline, unframed
 from dcasgd_repro.study.looks import PAPERS, label_of, looks, separated
@@ -353,11 +353,25 @@ def fit(like: FromRun, axes: Axes, out: Path) -> list[str]:
         f"{name} {tau.mean():.2f} ± {tau.std():.2f}, at most {tau.max()}"
         for name, tau in (("recorded", run.delays()), ("fitted", anew.delays()))
     ]
+    notes = []
+    for column, what in (("apart", "from pull to push"), ("apart_away", "from push to pull")):
+        if len(odd := table["worker"][table[column] > APART]):
+            of = f"worker(s) {', '.join(map(str, odd))}: the time {what}"
+            notes.append(f"note: {of} is none of these laws; look at the figure")
+    if cut := [m for m, (law, _) in enumerate(like.laws) if law.rest.cv > 0.999 * WIDEST]:
+        of = f"worker(s) {', '.join(map(str, cut))}: the times vary more than any law here"
+        notes.append(f"note: {of}; their cv is cut to 5")
+    rates = [log.pushes / log.duration_s for log in (run, anew)]
+    pace = f"pushes per second: recorded {rates[0]:.4g}, fitted {rates[1]:.4g}"
+    if table["lost"].any():
+        pace += "; gradients were lost, and the time that workers were down is not modelled"
     return [
         "seconds from pull to push in the run, and the law fitted to them (p99, fitted: of mean_s)",
         table.to_string(index=False, float_format=lambda x: f"{x:.4g}"),
+        *notes,
         f"delays of its {run.workers} workers: {'; '.join(said)}; "
         f"{timeline.in_common(run, anew):.0%} of the two histograms is common",
+        pace,
         "",
     ]
 

@@ -62,6 +62,23 @@ def test_each_worker_has_exactly_n_classes(workers: int, n: int) -> None:
     assert len(rings) >= 3
 
 
+def test_spare_images_go_to_the_smallest_parts() -> None:
+    labels = labels_of(320)  # not a multiple of 16 in each class
+    for seed in range(5):
+        parts = Classes(10).parts(labels, 16, np.random.default_rng(seed))
+        assert [len(part) for part in parts] == [20] * 16
+    uneven = labels_of(325)
+    parts = Classes(10).parts(uneven, 16, np.random.default_rng(0))
+    assert sorted(map(len, parts)) == [20] * 11 + [21] * 5
+    # With fewer classes, no worker is the larger one by its number.
+    sizes = np.array([
+        [len(part) for part in Classes(5).parts(labels, 16, np.random.default_rng(seed))]
+        for seed in range(400)
+    ])  # fmt: skip
+    error = sizes.std(axis=0, ddof=1) / math.sqrt(400)
+    assert (abs(sizes.mean(axis=0) - 20) < 4 * error).all()
+
+
 def test_shares_have_the_moments_of_a_dirichlet_law() -> None:
     # Worker 0 of M = 10 finds no class exhausted: its n = 40 images are Dirichlet-multinomial.
     # E share = p, Var share = p (1 - p) / (alpha + 1) (1 + alpha / n); a Dirichlet's as n grows.

@@ -34,7 +34,7 @@ from dcasgd_repro.schedule import (
     SlowDowns,
     stepping,
 )
-from dcasgd_repro.schedule.disturbed import Episodes
+from dcasgd_repro.schedule.disturbed import Episodes, answered
 
 Array = NDArray[np.float64]
 PARTS: dict[str, dict[str, Any]] = {
@@ -483,6 +483,27 @@ def test_episodes_without_end_are_refused() -> None:
     with pytest.raises(BadInput, match=r"failures.up_s=9.0: a computation takes 12 s, and few"):
         Disturbed(2, 0, Constant(1.0), speeds=[1, 0.5], failures=Failures(9.0, 1.0),
                   pauses=Pauses(1.0, 2.0), drift=Drift(2.0, 5.0))  # fmt: skip
+
+
+def test_failures_without_end_are_refused() -> None:
+    """While a push is on its way, or waits at the server, a worker fails and is back."""
+    many = r"failures.up_s=5.0: that is over 1,000 in 9e\+08 s, a worker's mean time; give more"
+    with pytest.raises(BadInput, match=many):
+        Disturbed(4, 0, Constant(1.0), Constant(9e8), failures=Failures(5.0, 1.0))
+    with pytest.raises(BadInput, match=r"failures.up_s=2.0: that is over 1,000 in 3.6e\+09 s"):
+        Disturbed(4, 0, Constant(1.0), queue=Constant(9e8), failures=Failures(2.0, 1.0))
+    long = Disturbed(4, 0, Constant(1.0), Constant(5e5), failures=Failures(5.0, 1e6))  # 4 a cycle
+    assert long.messages(20).pushes == 20
+
+
+def test_what_answers_has_no_barrier_and_some_pushes() -> None:
+    times = Generated(2, 0, Constant(1.0), barrier=True)
+    for barred in (times, Disturbed(**given(times), queue=Constant(0.1))):
+        with pytest.raises(BadInput, match=r"^barrier=True: workers that may be stopped run"):
+            answered(barred, 4, lambda kind, m: ())
+    for pushes in (0, -1, 1.5):
+        with pytest.raises(BadInput, match=f"^pushes={pushes}: give a whole number >= 1"):
+            answered(replace(times, barrier=False), pushes, lambda kind, m: ())  # type: ignore[arg-type]
 
 
 def test_two_choices_are_refused() -> None:

@@ -1,7 +1,8 @@
-"""Workers fitted to a recorded run: the laws' moments, what the fit reads, and what is refused."""
+"""Workers fitted to a recorded run: the laws, what the fit reads, and what is refused."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from dcasgd_repro.cli import commands as cli
 from dcasgd_repro.errors import BadInput
 from dcasgd_repro.reactive import Reactive
 from dcasgd_repro.rules import Ringmaster
@@ -16,16 +18,21 @@ from dcasgd_repro.schedule import (
     PULL,
     PUSH,
     Constant,
+    Disturbed,
     Exponential,
+    Failures,
     FromDelays,
     FromRun,
     Gamma,
     Generated,
     Lognormal,
     Schedule,
-    Skewed,
+    Shifted,
 )
-from dcasgd_repro.schedule.from_run import distribution, durations, fit_table, moments
+from dcasgd_repro.schedule.from_run import apart, distribution, durations, fit_table, fitted
+from dcasgd_repro.study import runs
+
+GAMMA = [1.0, 0.1, 0.2, "gamma"]
 
 
 def kept(folder: Path, log: Schedule) -> str:
@@ -45,57 +52,75 @@ def alternating(since: float, pushes: int, each_s: float = 2.0) -> list[tuple[fl
     return [line for a, b in pairs for line in ((a, PULL, 0), (b, PUSH, 0))]
 
 
-@pytest.mark.parametrize(
-    ("cv", "skew", "law"),
-    [
-        (0.3, 0.6, stats.gamma(0.3**-2)),
-        (0.3, 0.7, None),  # between: a least time and gamma ones
-        (0.3, 3 * 0.3 + 0.3**3, stats.lognorm(np.sqrt(np.log1p(0.3**2)))),
-        (0.3, 8.0, None),
-        (1.0, 2.0, stats.expon()),
-    ],
-)
-def test_the_law_has_its_moments_and_is_never_negative(cv: float, skew: float, law: Any) -> None:
-    """Against scipy's exact moments of the very distribution that is drawn from."""
-    made = Skewed(2.0, cv, skew)
+def law_of(row: tuple[float, float, float, str]) -> Shifted:
+    return FromRun(None, 1, 0, busy=[row], away=[[0, 0, 0, "gamma"]]).like(0)[0]
+
+
+@pytest.mark.parametrize("least_s", [0.0, 1.5])
+@pytest.mark.parametrize("name", ["gamma", "lognormal"])
+def test_the_law_has_its_moments_and_its_least_time(name: str, least_s: float) -> None:
+    """Against scipy's exact moments, and scipy's function against the times that are drawn."""
+    made = law_of((2.0, 0.3, least_s, name))
     frozen = distribution(made)
-    mean, variance, third = frozen.stats("mvs")
-    assert [mean, np.sqrt(variance) / mean, third] == pytest.approx([2.0, cv, skew], rel=1e-9)
-    assert made.least_s == pytest.approx(frozen.support()[0], abs=1e-12)
-    assert made.least_s >= 0
+    mean, variance = frozen.stats("mv")
+    assert [mean, np.sqrt(variance) / mean] == pytest.approx([2.0, 0.3], rel=1e-9)
+    assert frozen.support()[0] == least_s
     drawn = made.sample(np.random.default_rng(0), 20_000)
-    assert stats.ks_1samp(drawn, frozen.cdf).pvalue > 0.01
-    assert drawn.min() >= made.least_s
-    if law is not None:  # the textbook's: no least time
-        assert made.least_s == pytest.approx(0.0, abs=1e-12)
-        assert frozen.cdf(3.0) == pytest.approx(law.cdf(3.0 * law.mean() / 2.0), rel=1e-9)
+    expected = stats.ks_1samp(drawn, frozen.cdf)
+    assert expected.pvalue > 0.01
+    assert apart(drawn, made) == pytest.approx(expected.statistic, rel=1e-12)
+    assert drawn.min() >= least_s
+    assert law_of((2.0, 0.0, 0.0, name)).sample(np.random.default_rng(0), 2).tolist() == [2.0, 2.0]
 
 
-def test_less_skewed_than_a_gamma_law_counts_as_one() -> None:
-    rng = np.random.default_rng
-    for skew in (-3.0, 0.0, 0.4):
-        assert np.array_equal(
-            Skewed(1.0, 0.3, skew).sample(rng(1), 9), Gamma(1, 0.3).sample(rng(1), 9)
-        )
-    assert Skewed(2.0, 0.0, 0.0).sample(rng(1), 2).tolist() == [2.0, 2.0]
-    assert Skewed(0.0, 0.0, 0.0).sample(rng(1), 2).tolist() == [0.0, 0.0]
+FITTED = {
+    "gamma 0.2": (Gamma(1.0, 0.2), "gamma"),
+    "gamma 1": (Gamma(1.0, 1.0), "gamma"),
+    "exponential": (Exponential(1.0), "gamma"),
+    "lognormal 0.8": (Lognormal(1.0, 0.8), "lognormal"),
+    "lognormal 1.5": (Lognormal(1.0, 1.5), "lognormal"),
+    "a least time": (Shifted(0.8, Exponential(0.2)), "gamma"),
+    "a least time, lognormal": (Shifted(2.0, Lognormal(1.0, 1.0)), "lognormal"),
+}
+
+
+@pytest.mark.parametrize("known", FITTED)
+def test_a_known_law_is_fitted_back(known: str) -> None:
+    """Of 2,000 durations, four times: each near for a fitted law, and three of the right name."""
+    law, name = FITTED[known]
+    names = []
+    for seed in range(4):
+        seconds = law.sample(np.random.default_rng(seed), 2_000)
+        row = fitted(seconds)
+        names.append(row[3])
+        assert apart(seconds, law_of(row)) < 0.02
+        assert row[0] == pytest.approx(seconds.mean(), rel=0.03)
+        assert row[2] <= seconds.min()
+        assert (row[2] > 0) == isinstance(law, Shifted)
+    assert names.count(name) >= 3
+
+
+def test_one_stall_does_not_move_the_others() -> None:
+    seconds = Gamma(1.0, 0.3).sample(np.random.default_rng(0), 2_000)
+    mean = seconds.mean()
+    seconds[77] = 3600.0
+    row = fitted(seconds)
+    assert row[:2] == pytest.approx((mean, 0.3), rel=0.25)
+    assert apart(seconds, law_of(row)) < 0.05
 
 
 def test_a_known_gamma_is_fitted_back_within_its_standard_error(tmp_path: Path) -> None:
-    """Of n gamma times, asymptotically; of the skewness 1.5 times that of normal ones."""
+    """Of n gamma times, asymptotically."""
     speeds, cv = [1.0, 2.0, 0.25], 0.2
     log = Generated(3, 7, Gamma(1.0, cv), speeds=speeds).messages(20_000)
     made = FromRun(kept(tmp_path / "run", log), workers=3, seed=0)
-    for speed, triple, away in zip(speeds, made.busy, made.away, strict=True):
+    for speed, row, away in zip(speeds, made.busy, made.away, strict=True):
         n = len(durations(log, "")[speeds.index(speed)].busy)
-        errors = [
-            cv / speed / np.sqrt(n),
-            cv * np.sqrt((1 + 2 * cv**2) / (2 * n)),
-            np.sqrt(6 / n) * 1.5,
-        ]
-        off = (np.array(triple) - [1 / speed, cv, 2 * cv]) / errors
+        errors = [cv / speed / np.sqrt(n), cv * np.sqrt((1 + 2 * cv**2) / (2 * n))]
+        off = (np.array(row[:2]) - [1 / speed, cv]) / errors
         assert np.abs(off).max() < 3, off
-        assert away == (0.0, 0.0, 0.0)
+        assert row[2:] == (0.0, "gamma")
+        assert away == (0.0, 0.0, 0.0, "gamma")
     assert fit_table(made)["apart"].max() < 0.03
     assert set(fit_table(made)["lost"]) == {0}
 
@@ -164,30 +189,57 @@ def test_waiting_for_others_is_not_a_workers_own_time(tmp_path: Path) -> None:
 def test_constant_times_stay_constant(tmp_path: Path) -> None:
     log = Generated(2, 0, Constant(0.1), speeds=[1.0, 0.5]).messages(300)
     made = FromRun(kept(tmp_path / "run", log), workers=2, seed=0)
-    assert made.busy == ((0.1, 0.0, 0.0), (0.2, 0.0, 0.0))
+    assert made.busy == ((0.1, 0.0, 0.0, "gamma"), (0.2, 0.0, 0.0, "gamma"))
     assert np.allclose(made.messages(300).clock, log.clock, rtol=1e-12, atol=0)
     assert fit_table(made)["apart"].tolist() == [0.0, 0.0]
-    assert moments(np.full(5, 1e9)) == (1e9, 0.0, 0.0)
+    assert fitted(np.full(5, 1e9)) == (1e9, 0.0, 0.0, "gamma")
 
 
-def test_where_the_law_does_not_fit_the_table_says_so(tmp_path: Path) -> None:
-    """One time in a hundred is thirty times longer: mean and cv stay, the body does not."""
-    rng = np.random.default_rng(0)
-    seconds = rng.normal(1.0, 0.02, 5_000)
-    seconds[::100] *= 30
-    law = Skewed(*moments(seconds))
-    drawn = law.sample(rng, 200_000)
-    assert drawn.mean() == pytest.approx(seconds.mean(), rel=0.02)
-    assert drawn.std() == pytest.approx(seconds.std(), rel=0.15)
+def of_one_worker(seconds: Any) -> Schedule:
+    """A log of its durations, one after another."""
     clock = np.repeat(np.concatenate([[0.0], np.cumsum(seconds)]), 2)[1:-1]
-    log = Schedule(clock, np.tile([PULL, PUSH], 5_000), np.zeros(10_000), 1)
-    table = fit_table(FromRun(kept(tmp_path / "run", log), 1, 0))
-    assert table["apart"][0] > 0.5
-    assert abs(table["lag1"][0]) < 0.05
+    n = len(seconds)
+    return Schedule(clock, np.tile([PULL, PUSH], n), np.zeros(2 * n, np.int32), 1)
+
+
+def test_where_no_law_fits_the_page_says_so(tmp_path: Path) -> None:
+    """Half of the times are twice as long; and none are."""
+    rng = np.random.default_rng(0)
+    seconds = rng.normal(1.0, 0.02, 2_000)
+    for factor, above in ((2.0, True), (1.0, False)):
+        seconds[::2] *= factor
+        made = FromRun(kept(tmp_path / f"{factor}", of_one_worker(seconds)), 1, 0)
+        said = runs.schedule(made.messages(100), tmp_path / "out", like=made)
+        assert (fit_table(made)["apart"][0] > 0.1) == above
+        line = "note: worker(s) 0: the time from pull to push is none of these laws; look at the fi"
+        assert (line in said) == above
+        assert abs(fit_table(made)["lag1"][0]) <= 1.0
+        seconds[::2] /= factor
 
 
 def test_a_cv_beyond_that_of_a_law_is_cut() -> None:
-    assert moments(np.array([0.0] * 9_999 + [1.0]))[1] == 5.0  # a cv of 100
+    seconds = np.array([0.0] * 9_999 + [1.0])  # a cv of 100
+    row = fitted(seconds)
+    assert row[1] == pytest.approx(5.0, rel=1e-3)
+    assert apart(seconds, law_of(row)) > 0.1
+
+
+def test_where_a_cv_is_cut_or_gradients_were_lost_the_page_says_so(tmp_path: Path) -> None:
+    seconds = np.random.default_rng(0).lognormal(0.0, 2.0, 2_000)  # cv 7.3
+    made = FromRun(kept(tmp_path / "wide", of_one_worker(seconds)), 1, 0)
+    assert fit_table(made)["apart"][0] < 0.1
+    said = runs.schedule(made.messages(100), tmp_path / "out", like=made)
+    assert "note: worker(s) 0: the times vary more than any law here; their cv is cut to 5" in said
+    assert "lost" not in said.split("delays of its")[1]
+
+    log = Disturbed(4, 3, Gamma(1.0, 0.3), failures=Failures(50.0, 10.0)).messages(4_000)
+    made = FromRun(kept(tmp_path / "down", log), 4, 0)
+    said = runs.schedule(made.messages(100), tmp_path / "out", like=made)
+    found = re.search(r"pushes per second: recorded ([\d.]+), fitted ([\d.]+); gradients", said)
+    assert found
+    assert float(found[1]) == pytest.approx(log.pushes / log.duration_s, rel=1e-3)
+    assert float(found[2]) == pytest.approx(4.0, rel=0.02)  # as if nobody were ever down
+    assert "gradients were lost, and the time that workers were down is not modelled" in said
 
 
 @pytest.mark.parametrize(
@@ -219,8 +271,13 @@ def test_a_made_up_clock_is_refused(tmp_path: Path) -> None:
     delays = Generated(4, 0, Gamma(1.0, 0.3)).messages(400).delays()
     (tmp_path / "delays.txt").write_text("\n".join(map(str, delays)))
     run = kept(tmp_path / "run", FromDelays(str(tmp_path / "delays.txt"), 4).messages(400))
-    with pytest.raises(BadInput, match="its pushes are evenly spaced: its clock is made up"):
+    with pytest.raises(
+        BadInput, match="its pushes are evenly spaced: its clock may be made up, or the server"
+    ):
         FromRun(run, 4, 0)
+    full = Disturbed(4, 0, Constant(0.1), queue=Constant(1.0)).messages(400)
+    with pytest.raises(BadInput, match="may be made up, or the server alone sets the pace"):
+        FromRun(kept(tmp_path / "full", full), 4, 0)
 
 
 @pytest.mark.parametrize(
@@ -228,12 +285,30 @@ def test_a_made_up_clock_is_refused(tmp_path: Path) -> None:
     [
         ({}, "^run=None: schedule=from_run needs schedule.run=RUN_DIR"),
         ({"workers": 0}, "^workers=0: "),
-        ({"busy": [[1.0, 0.1, 0.2]]}, "^away=None: give busy and away of each worker, or neither"),
-        ({"busy": [[1.0, 0.1]], "away": [[0, 0, 0]]}, r"^busy=\[1.0, 0.1\]: give \[mean_s, cv, sk"),
-        ({"busy": [[0.0, 0, 0]], "away": [[0, 0, 0]]}, "^busy=.*mean_s=0.0: give a finite number"),
-        ({"busy": [[1.0, 6.0, 0]], "away": [[0, 0, 0]]}, "^busy=.*cv=6.0: give a finite number"),
+        ({"run": 5}, "^run=5: give the path of a run directory"),
+        ({"run": ["a"]}, r"^run=\['a'\]: give the path of a run directory"),
+        ({"busy": 5, "away": 5}, r"^busy=5: give \[mean_s, cv, least_s, law\] of each worker"),
+        ({"busy": "ab", "away": "ab"}, r"^busy=ab: give \[mean_s, cv, least_s, law\] of each"),
+        ({"busy": [GAMMA], "away": {"a": 1}}, r"^away=\{'a': 1\}: give \[mean_s, cv, least_s, l"),
+        ({"busy": [5], "away": [5]}, r"^busy=5: give \[mean_s, cv, least_s, law\] of each worker"),
+        ({"busy": [[1, 0, [], "gamma"]], "away": [GAMMA]}, r"^busy=.*least_s=\[\]: give a finite"),
+        ({"busy": [GAMMA]}, "^away=None: give busy and away of each worker, or neither"),
+        ({"busy": [GAMMA[:3]]}, r"^busy=\[1.0, 0.1, 0.2\]: give \[mean_s, cv, least_s, law\] of e"),
+        ({"busy": [[0.0, 0, 0, "gamma"]]}, "^busy=.*mean_s=0.0: give a finite number"),
+        ({"busy": [[1.0, 6.0, 0, "gamma"]]}, "^busy=.*cv=6.0: give a finite number"),
+        ({"busy": [[1.0, 0.1, 1.0, "gamma"]]}, "^busy=.*least_s=1.0: give a finite number"),
+        ({"busy": [[1.0, 0.1, 0.99, "gamma"]]}, "^busy=.*cv=9.99.*: give a finite number"),
+        ({"busy": [[1.0, 0.1, 0.2, "normal"]]}, "^busy=.*law=normal: choose gamma or lognormal"),
     ],
 )
 def test_bad_values_are_refused(changes: dict[str, Any], text: str) -> None:
     with pytest.raises(BadInput, match=text):
         FromRun(**{"run": None, "workers": 2, "seed": 0, **changes})
+
+
+@pytest.mark.parametrize("value", ["5", "[a]", "{a: 1}"])
+def test_a_run_that_is_no_path_is_one_line(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["task=quadratic", "schedule=from_run", f"schedule.run={value}"]
+    assert cli.dispatch("schedule", words) == 2
+    said = capsys.readouterr().err.strip()
+    assert re.match(r"dcasgd-repro: schedule.run=.*: give the path of a run directory$", said)

@@ -30,7 +30,7 @@ from dcasgd_repro.schedule import (
     Lognormal,
     Message,
     Schedule,
-    Skewed,
+    Shifted,
     Summed,
     delay_table,
     repeats,
@@ -45,7 +45,7 @@ LAWS = {
     "exponential": Exponential(1.0),
     "lognormal": Lognormal(1.0, 0.8),
     "summed": Summed(Gamma(0.25, 0.3), 4),
-    "skewed": Skewed(1.0, 0.3, 2.0),
+    "shifted": Shifted(0.6, Gamma(0.4, 0.7)),
 }
 
 
