@@ -78,7 +78,7 @@ _HOME = {
         "Message",
         "Pauses",
         "Schedule",
-        "Skewed",
+        "Shifted",
         "SlowDowns",
         "Summed",
     ),
