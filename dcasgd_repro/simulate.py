@@ -1,7 +1,8 @@
 """The paper's Algorithms 1 and 2: what a worker does, what the server does, and their replay.
 
-A schedule says in which order the messages of workers reach the server; ``simulate`` replays it.
-Vectors are never written in place, so ``w_bak(m) <- w_t`` is a reference and needs no copy.
+A schedule says in which order the workers' messages reach the server; ``simulate`` replays it on
+one device. Vectors are never written in place, so ``w_bak(m) <- w_t`` is a reference: no copies,
+and nothing a later step does can reach a backup.
 """
 
 from __future__ import annotations
@@ -28,21 +29,17 @@ class Task(Protocol):
 
 
 class Step(NamedTuple):
-    """One push, as the server saw it. Tensors are scalars, left on the device.
-    ``push``, ``update``: gradients received and updates of w, this one included. ``clock_s``: in
-    simulated seconds. ``delay``: updates of w between the worker's pull and this push. ``loss``: of
-    the mini-batch, at the vector the worker computed at. ``dc_ratio``: ||correction|| / ||g||, of
-    the correction as computed; ``gap_norm``: ||w_t - w_bak(m)||; both in float64."""
+    """One push, as the server saw it. Tensors are scalars, left on the device."""
 
-    push: int
-    update: int
-    clock_s: float
+    push: int  # gradients received, this one included
+    update: int  # t, how often w has moved, this push included
+    clock_s: float  # simulated seconds
     worker: int
-    delay: int
+    delay: int  # tau, server updates between the worker's pull and this push
     lr: float
-    loss: Tensor
-    dc_ratio: Tensor
-    gap_norm: Tensor
+    loss: Tensor  # of the mini-batch, at the vector the worker computed at
+    dc_ratio: Tensor  # ||correction|| / ||g||, of the correction as computed, norms in float64
+    gap_norm: Tensor  # ||w_t - w_bak(m)||, float64
 
 
 class Server:
@@ -51,7 +48,8 @@ class Server:
     ``backup`` says when w_bak(m) is written, and what it is before:
     "pull" (default, the paper)   the vector sent to the worker
     "push"                        w after the worker's own push; until its first push, w_0
-    "push_from_zero"              as "push", but zero until its first push: the released code
+    "push_from_zero"              as "push", but zero until its first push: the authors' released
+                                  code, where that push is compensated for a drift of all of w_t
     The first two differ where other pushes arrive between a worker's push and its next pull.
     """
 
@@ -59,7 +57,8 @@ class Server:
         check_choice("backup", backup, ("pull", "push", "push_from_zero"))
         self.rule, self.w, self.backup, self.apply = rule, w, backup, apply
         self.state = rule.init(w, workers)
-        self.t = self.pushes = 0  # updates of w; gradients received
+        self.t = 0  # updates of w
+        self.pushes = 0  # gradients received
         self.w_bak = [torch.zeros_like(w) if backup == "push_from_zero" else w] * workers
         self.sent = [w] * workers  # what each worker computes at
         self.sent_at = [0] * workers  # the t at which it was sent
@@ -122,7 +121,8 @@ def norm(x: Tensor) -> Tensor:
 
 
 def ratio(correction: Tensor | None, g: Tensor) -> Tensor:
-    """``||correction|| / ||g||``; 0 exactly when the correction is 0 everywhere, or None."""
+    """``||correction|| / ||g||``, zero exactly when the correction is. Adding it to g in float32
+    loses entries of it under about 6e-8 of g's; they count here."""
     if correction is None:
         return torch.zeros((), dtype=torch.float64, device=g.device)
     size = norm(correction)

@@ -15,6 +15,8 @@ from dcasgd_repro.run.groups import choices, groups
 
 # Hydra's launchers that an extra of ours installs.
 LAUNCHERS = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slurm"}
+OWN = {"schedule": "my_law:MyLaw"}
+OWN |= {group: f"my_{group}:MyClass" for group in ("rule", "model", "data", "task")}
 SYMBOLS = {"M": "workers", "eta": "lr.base"}  # the paper's, and their keys
 
 
@@ -85,9 +87,6 @@ def no_such(group: str, name: str, folders: Sequence[Path]) -> BadInput:
         return BadInput(group, name, f"no such {group}; did you mean {alike[0]}?")
     inside = sorted(k for k in all_keys(()) if k.startswith(f"{group}.") and "_target_" not in k)
     keys = f"; a key inside it is set as {inside[0]}=VALUE" if inside else ""
-    own = (
-        f"; a class of yours is chosen as my_{group}:MyClass"
-        if group in ("rule", "model", "data")
-        else ""
-    )
+    yours = OWN.get(group)
+    own = f"; a class of yours is chosen as {yours}" if yours else ""
     return BadInput(group, name, f"no such {group}, choose {', '.join(there)}{keys}{own}")

@@ -16,7 +16,7 @@ import numpy as np
 
 from dcasgd_repro.errors import BadInput, check_number, check_whole
 from dcasgd_repro.schedule.log import PULL, PUSH, Schedule
-from dcasgd_repro.schedule.workers import Busy, Generated, Law
+from dcasgd_repro.schedule.workers import Busy, Generated, Law, check_law
 
 ARRIVAL = 2  # of a push at a server with a queue; it is PUSH when it has been served
 BLOCK = 256  # times drawn at once
@@ -71,7 +71,7 @@ class Late:
 
     def __post_init__(self) -> None:
         check_whole("workers", self.workers)
-        _check_law("at", self.at)
+        check_law("at", self.at)
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class Disturbed(Generated):
             if not isinstance(value := getattr(self, key), kind | None):
                 raise BadInput(key, value, f"give a {kind.__name__}, as schedule={key} has it")
         if self.queue is not None:
-            _check_law("queue", self.queue)
+            check_law("queue", self.queue)
         if self.late is not None:
             if self.late.workers >= self.workers:
                 remedy = f"one of {self.workers} must be there at the start; give less"
@@ -395,9 +395,3 @@ def _times(law: Law, rng: np.random.Generator) -> Iterator[float]:
 def _check_times(part: object, *keys: str) -> None:
     for key in keys:
         check_number(key, getattr(part, key), 1e-9, 1e9, "[]")
-
-
-def _check_law(key: str, law: object) -> None:
-    if not isinstance(law, Law):
-        raise BadInput(key, law, "a law of times: Constant, Exponential, Gamma, Lognormal")
-    law.check()

@@ -147,6 +147,14 @@ class Summed(Law):
         return total
 
 
+def check_law(key: str, law: object) -> None:
+    """Refuses what is no law of times, or one of one's own that ``Law.check`` refuses: BadInput."""
+    if not isinstance(law, Law):
+        remedy = "a law of times: Constant, Exponential, Gamma, Lognormal"
+        raise BadInput(key, law, f"{remedy}; one of yours as schedule=my_law:MyLaw")
+    law.check()
+
+
 class Busy(ABC):
     """Workers that are never idle: the log that their cycles make, whatever these are drawn from.
 
@@ -263,10 +271,7 @@ class Generated(Busy):
         check_whole("workers", self.workers, 1, MAX_WORKERS)
         check_whole("seed", self.seed, 0)
         for key, law in (("compute", self.compute), ("communication", self.communication)):
-            if not isinstance(law, Law):
-                remedy = "a law of times: Constant, Exponential, Gamma, Lognormal"
-                raise BadInput(key, law, f"{remedy}; one of yours as schedule=my_law:MyLaw")
-            law.check()
+            check_law(key, law)
         check_number("compute.mean_s", self.compute.mean_s, 1e-9, 1e9)
         check_number("ramp", self.ramp, 1e-6, 1e6)
         check_number("straggler", self.straggler, 1e-6, 1e6)

@@ -127,20 +127,25 @@ def test_a_worker_on_another_processor_is_noted(driver: engine.Cluster) -> None:
     assert list(driver.places.values()) == [0]
 
 
+def live(run_dir: Path, workers: int, engine: Any) -> Plan:
+    """Twenty pushes of a quadratic, by workers that an engine has."""
+    return Plan(
+        rule=ASGD(),
+        task=Quadratic((1.0, 0.1)),
+        schedule=Live(workers),
+        rate=Step(base=0.05, milestones=[]),
+        length=Length(images=20, batch=1, epochs=1),
+        workers=workers,
+        engine=engine,
+        run_dir=run_dir,
+    )
+
+
 def test_what_cannot_run_is_refused_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine.importlib.util, "find_spec", lambda name: name)
-    plan = Plan(
-        rule=ASGD(),
-        task=Quadratic((1.0, 0.1)),
-        schedule=Live(2),
-        rate=Step(base=0.05, milestones=[]),
-        length=Length(images=20, batch=1, epochs=1),
-        workers=2,
-        engine=engine.Ray(slow={2: 3.0}),
-        run_dir=tmp_path / "run",
-    )
+    plan = live(tmp_path / "run", 2, engine.Ray(slow={2: 3.0}))
     with pytest.raises(BadInput, match=r"^engine.slow=\{2: 3.0\}: workers=2 have the numbers 0 to"):
         run(plan, say=lambda line: None)
     assert not (tmp_path / "run").exists()
@@ -173,16 +178,7 @@ def test_a_live_run_stopped_between_two_pushes_goes_on(tmp_path: Path, pushes: i
 
             return simulate(task, server, told(), lr)
 
-    plan = Plan(
-        rule=ASGD(),
-        task=Quadratic((1.0, 0.1)),
-        schedule=Live(1),
-        rate=Step(base=0.05, milestones=[]),
-        length=Length(images=20, batch=1, epochs=1),
-        workers=1,
-        engine=Stopped(),
-        run_dir=tmp_path / "run",
-    )
+    plan = live(tmp_path / "run", 1, Stopped())
     summary = summary_of(run(plan, say=lambda line: None))
     assert (summary["status"], summary["pushes"]) == ("interrupted", pushes)
     assert summary["stopped_by"] == "SIGINT"
